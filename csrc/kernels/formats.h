@@ -1,0 +1,85 @@
+// Rows of any storage dtype, read into float or double and written back.
+#pragma once
+
+#include <cstdint>
+
+#include "numeric.h"
+#include "params.h"
+
+namespace mqa::kernels {
+namespace {  // internal linkage: every ISA that includes this compiles its own copy
+
+struct Float64 {
+  using Storage = double;
+  static double widen(double x) { return x; }
+  static double narrow(double x) { return x; }
+};
+struct Float32 {
+  using Storage = float;
+  static float widen(float x) { return x; }
+  static float narrow(float x) { return x; }
+};
+struct BFloat16 {
+  using Storage = uint16_t;
+  static float widen(uint16_t x) { return bfloat16_to_float(x); }
+  static uint16_t narrow(float x) { return float_to_bfloat16(x); }
+};
+struct Float16 {
+  using Storage = uint16_t;
+  static float widen(uint16_t x) { return float16_to_float(x); }
+  static uint16_t narrow(float x) { return float_to_float16(x); }
+};
+struct Int8 {
+  using Storage = int8_t;
+  static float widen(int8_t x) { return x; }
+  static int8_t narrow(float x) { return float_to_int8(x); }
+};
+struct Float8E4M3 {
+  using Storage = uint8_t;
+  static float widen(uint8_t x) { return float8_to_float(x); }
+  static uint8_t narrow(float x) { return float_to_float8(x); }
+};
+
+// Calls body(format) with the format of a numeric dtype.
+template <class Body>
+inline void with_format(DType dtype, const Body& body) {
+  switch (dtype) {
+    case DType::kFloat64:
+      return body(Float64{});
+    case DType::kFloat32:
+      return body(Float32{});
+    case DType::kBFloat16:
+      return body(BFloat16{});
+    case DType::kFloat16:
+      return body(Float16{});
+    case DType::kInt8:
+      return body(Int8{});
+    case DType::kFloat8E4M3:
+      return body(Float8E4M3{});
+    case DType::kBool:
+      return;
+  }
+}
+
+// to[i] = scale * data[offset + i]
+template <class Acc>
+inline void load_row(DType dtype, const void* data, int64_t offset, int64_t width, float scale,
+                     Acc* to) {
+  with_format(dtype, [&](auto format) {
+    const auto* from = static_cast<const typename decltype(format)::Storage*>(data) + offset;
+    for (int64_t i = 0; i < width; ++i) to[i] = static_cast<Acc>(format.widen(from[i])) * scale;
+  });
+}
+
+// data[offset + i] = from[i] / divisor
+template <class Acc>
+inline void store_row(DType dtype, void* data, int64_t offset, int64_t width, Acc divisor,
+                      const Acc* from) {
+  with_format(dtype, [&](auto format) {
+    auto* to = static_cast<typename decltype(format)::Storage*>(data) + offset;
+    for (int64_t i = 0; i < width; ++i) to[i] = format.narrow(from[i] / divisor);
+  });
+}
+
+}  // namespace
+}  // namespace mqa::kernels

@@ -1,0 +1,36 @@
+// Turns tensors and options, already checked, into the kernels' params.
+#pragma once
+
+#include "kernels/params.h"
+#include "signature.h"
+
+namespace mqa {
+
+// The tensors that params point into, which have to outlive the kernel.
+struct AttentionCall {
+  kernels::AttentionParams params;
+  Tensor out, lse;
+  // Copies where the kernels need another dtype or a contiguous last dimension; else the inputs.
+  Tensor query, key, value, mask, seq_lens, alibi_slopes, sinks;
+};
+
+AttentionCall attention_call(const Tensor& query, const Tensor& key, const Tensor& value,
+                             const AttentionOptions& options, bool want_lse);
+
+struct AppendCall {
+  kernels::AppendParams params;
+  Tensor key, value, positions;
+};
+
+AppendCall append_call(const Tensor& key_cache, const Tensor& value_cache, const Tensor& key,
+                       const Tensor& value, const Tensor& positions, const AppendOptions& options);
+
+kernels::DType kernel_dtype(const Tensor& tensor);
+
+// float32, or float64 for float64: what scores are accumulated in, and the dtype of lse.
+at::ScalarType accumulation_dtype(const Tensor& tensor);
+
+// How many slots a cache row has: S, or with a block table pages * page_size.
+int64_t cache_slots(const Tensor& key, const OptionalTensor& block_table);
+
+}  // namespace mqa

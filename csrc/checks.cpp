@@ -97,12 +97,12 @@ class Checks {
   // A scale comes with a quantised cache and only with one.
   void scale(const char* name, const OptionalTensor& scale, Named cache, bool paged) const {
     if (!is_quantized(cache.tensor)) {
-      TORCH_CHECK(!scale, "mqa::", op_, ": expected no ", name, " with a ",
-                  Dtype(cache.tensor), " ", cache.name, ", got one");
+      TORCH_CHECK(!scale, "mqa::", op_, ": expected no ", name, " for ", cache.name,
+                  " of dtype ", Dtype(cache.tensor), ", got one");
       return;
     }
-    TORCH_CHECK(scale.has_value(), "mqa::", op_, ": expected a ", name, " with an ",
-                Dtype(cache.tensor), " ", cache.name, ", got none");
+    TORCH_CHECK(scale.has_value(), "mqa::", op_, ": expected ", name, " for ", cache.name,
+                " of dtype ", Dtype(cache.tensor), ", got none");
     const Named t{name, *scale};
     dtype(t, scale->scalar_type() == at::kFloat, "float32");
     const auto sizes = cache.tensor.sym_sizes();

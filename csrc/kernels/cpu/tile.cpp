@@ -75,7 +75,7 @@ template <class Acc>
 void gather_rows(const Cache& cache, int64_t head, const SlotPlace* places, int64_t count,
                  int64_t width, Acc* buffer, const Acc** rows) {
   const int64_t stride = padded(width);
-  const bool in_place = cache.dtype == kNative<Acc> && width % kLanes<Acc> == 0;
+  const bool in_place = cache.dtype == kNative<Acc> && width == stride;
   for (int64_t j = 0; j < count; ++j) {
     const auto [row, slot] = places[j];
     const int64_t offset =

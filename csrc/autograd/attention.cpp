@@ -7,6 +7,7 @@
 
 #include "../library.h"
 #include "../signature.h"
+#include "forward_mode.h"
 #include "node.h"
 
 namespace mqa::autograd {
@@ -93,11 +94,8 @@ void check_differentiable(const char* op, const Tensor& query, const Tensor& key
     TORCH_CHECK_NOT_IMPLEMENTED(!(at::GradMode::is_enabled() && requires_grad(tensor)), "mqa::", op,
                                 ": ", name, " has no gradient: detach it");
   }
-  for (const OptionalTensor& t : {OptionalTensor(query), OptionalTensor(key), OptionalTensor(value),
-                                  o.attn_mask, o.sinks}) {
-    TORCH_CHECK_NOT_IMPLEMENTED(!torch::autograd::isFwGradDefined(t), "mqa::", op,
-                                " has no forward-mode derivative: use reverse mode");
-  }
+  refuse_forward_mode(op, {query, key, value, value_or_undefined(o.attn_mask),
+                           value_or_undefined(o.sinks)});
 }
 
 template <class Forward>
@@ -148,10 +146,17 @@ AttentionGrads attention_backward(const BackwardInputs& inputs, const Tensor& qu
                                   const AttentionOptions& options) {
   AttentionGrads grads = below_autograd(
       [&] { return mqa::attention_backward(inputs, query, key, value, options); });
-  if (torch::autograd::compute_requires_grad(inputs.grad_out, query, key, value)) {
+  const variable_list sources{inputs.grad_out,
+                              value_or_undefined(inputs.grad_lse),
+                              query,
+                              key,
+                              value,
+                              value_or_undefined(options.attn_mask),
+                              value_or_undefined(options.sinks)};
+  if (torch::autograd::compute_requires_grad(sources)) {
     const auto node = make_node<torch::autograd::Error>(
         "mqa::attention has no second derivative: call backward without create_graph=True",
-        torch::autograd::collect_next_edges(inputs.grad_out, query, key, value));
+        torch::autograd::collect_next_edges(sources));
     const std::array<Tensor, 5> tensors = std::apply(
         [](const auto&... grad) { return std::array<Tensor, 5>{grad...}; }, grads);
     for (size_t i = 0; i < tensors.size(); ++i) {

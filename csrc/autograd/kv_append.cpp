@@ -4,6 +4,7 @@
 
 #include "../library.h"
 #include "../signature.h"
+#include "forward_mode.h"
 
 namespace mqa::autograd {
 namespace {
@@ -21,6 +22,7 @@ void kv_append(const Tensor& key_cache, const Tensor& value_cache, const Tensor&
                 "mqa::kv_append has no gradient, but ", name,
                 " requires one: call it under torch.no_grad() or detach it");
   }
+  refuse_forward_mode("kv_append", {key_cache, value_cache, key, value});
   const at::AutoDispatchBelowAutograd guard;
   mqa::kv_append(key_cache, value_cache, key, value, positions, o);
 }

@@ -8,6 +8,7 @@
 
 #include "../library.h"
 #include "../signature.h"
+#include "forward_mode.h"
 #include "node.h"
 
 namespace mqa::autograd {
@@ -56,6 +57,7 @@ struct MergeBackward : torch::autograd::Node {
 OutAndLse merge(at::TensorList outs, at::TensorList lses) {
   variable_list inputs(outs.begin(), outs.end());
   inputs.insert(inputs.end(), lses.begin(), lses.end());
+  refuse_forward_mode("merge", inputs);
   const auto forward = [&] {
     const at::AutoDispatchBelowADInplaceOrView guard;
     return mqa::merge(outs, lses);

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX2__) || defined(__AVX512F__)
+#if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
@@ -89,6 +89,36 @@ inline Acc sum_lanes(Vector<Acc> x) {
   Acc lanes[kLanes<Acc>];
   store(lanes, x);
   return sum_lanes<Acc>(lanes);
+}
+
+// The same sums for four vectors at once.
+inline void sum_lanes_of_four(const Vector<double>* x, double* sums) {
+  for (int i = 0; i < 4; ++i) sums[i] = sum_lanes<double>(x[i]);
+}
+
+inline void sum_lanes_of_four(const Vector<float>* x, float* sums) {
+  typedef float Quad __attribute__((vector_size(16)));
+  Quad q[4];
+  for (int i = 0; i < 4; ++i) {
+#if defined(__AVX512F__)
+    const __m512 v = (__m512)x[i];
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+    q[i] = (Quad)_mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+#elif defined(__AVX2__)
+    const __m256 v = (__m256)x[i];
+    q[i] = (Quad)_mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+#else
+    q[i] = x[i];
+#endif
+  }
+#if defined(__x86_64__)
+  _MM_TRANSPOSE4_PS(q[0], q[1], q[2], q[3]);
+#else
+  const Quad rows[4] = {q[0], q[1], q[2], q[3]};
+  for (int i = 0; i < 4; ++i) q[i] = Quad{rows[0][i], rows[1][i], rows[2][i], rows[3][i]};
+#endif
+  const Quad result = (q[0] + q[2]) + (q[1] + q[3]);
+  std::memcpy(sums, &result, sizeof result);
 }
 
 template <class Acc>

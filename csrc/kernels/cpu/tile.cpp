@@ -98,7 +98,10 @@ void gather_rows(const Cache& cache, int64_t head, const SlotPlace* places, int6
 // scores[r][k] = query[r] . keys[k]
 template <int kRows, class Acc>
 void score_micro_tile(const Acc* query, int64_t stride, const Acc* const* keys, Acc* scores) {
-  Vector<Acc> sums[kRows][kMicroKeys] = {};
+  Vector<Acc> sums[kRows][kMicroKeys];
+  for (int r = 0; r < kRows; ++r) {
+    for (int k = 0; k < kMicroKeys; ++k) sums[r][k] = Vector<Acc>{};  // `= {}` would be a memset
+  }
   for (int64_t d = 0; d < stride; d += kLanes<Acc>) {
     Vector<Acc> key[kMicroKeys];
     for (int k = 0; k < kMicroKeys; ++k) key[k] = load(keys[k] + d);
@@ -107,9 +110,8 @@ void score_micro_tile(const Acc* query, int64_t stride, const Acc* const* keys, 
       for (int k = 0; k < kMicroKeys; ++k) sums[r][k] = multiply_add(q, key[k], sums[r][k]);
     }
   }
-  for (int r = 0; r < kRows; ++r) {
-    for (int k = 0; k < kMicroKeys; ++k) scores[r * kBlockKeys + k] = sum_lanes<Acc>(sums[r][k]);
-  }
+  static_assert(kMicroKeys == 4);
+  for (int r = 0; r < kRows; ++r) sum_lanes_of_four(sums[r], scores + r * kBlockKeys);
 }
 
 // out[r] += sum_j weights[r][j] values[j], over kColumns vectors, in the order of the keys.

@@ -86,7 +86,7 @@ void expect_nearest_even(Widen widen, Narrow narrow, uint32_t codes, float large
   };
   for (int i = 0; i < 200000; ++i) check(std::min(std::exp2(exponent(random)), largest));
   for (auto it = values.begin(); std::next(it) != values.end(); ++it) {
-    check((it->first + std::next(it)->first) / 2);  // every tie
+    check(it->first + (std::next(it)->first - it->first) / 2);  // every tie
   }
 }
 

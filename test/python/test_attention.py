@@ -1,0 +1,106 @@
+"""Attention and its lse against the float64 oracle, on drawn calls and on a fixed grid."""
+
+import itertools
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from torch import Tensor
+
+import mqa
+import oracle
+from cases import FLOATS, QUANTISED, Case, build, quantised
+from strategies import attention_cases
+from transforms import paged
+
+
+def assert_as_accurate_as_torch(
+    actual: Tensor, exact: Tensor, plain: Tensor, magnitude: float = 1
+) -> None:
+    """Errors against the exact result at most twice (mean: 1.5 times) those of plain PyTorch.
+
+    Plus a slack of a few roundings of values of a `magnitude`.
+    """
+    slack = magnitude * (1e-12 if actual.dtype == torch.float64 else 1e-5)
+    assert actual.shape == exact.shape
+    assert torch.equal(actual == -torch.inf, exact == -torch.inf)
+    seen = exact > -torch.inf
+    if seen.any():
+        error, allowed = ((x.double() - exact)[seen].abs() for x in (actual, plain))
+        assert error.max() <= 2 * allowed.max() + slack
+        assert error.mean() <= 1.5 * allowed.mean() + slack
+
+
+def check(case: Case) -> None:
+    dtype = case["query"].dtype
+    accumulator = torch.promote_types(dtype, torch.float32)
+    out, lse = mqa.attention_lse(**case)
+    assert out.dtype == dtype
+    assert out.is_contiguous()
+    assert lse.dtype == accumulator
+    assert lse.is_contiguous()
+    assert torch.equal(mqa.attention(**case), out)
+
+    exact = oracle.attention(**case)
+    plain = {d: oracle.attention(**case, dtype=d) for d in {dtype, accumulator}}
+    assert_as_accurate_as_torch(out, exact[0], plain[dtype][0])
+    assert_as_accurate_as_torch(lse, exact[1], plain[accumulator][1])
+
+
+@settings(max_examples=400)
+@given(attention_cases())
+def test_any_call(case: Case) -> None:
+    check(case)
+
+
+GROUPS = [3, 5, 7, 9, 13, 26, 48, 71]
+LENGTHS = [0, 1, 15, 16, 17, 63, 64, 65, 339, 799, 4095]
+BLOCKS = [1, 4, 16, 128]
+PAGES = [None, 1, 4, 16, 128]
+CACHES = [None, *QUANTISED]
+MOST_SCORES = 4_000_000  # what the oracle computes in a moment
+
+
+def pairwise(*axes: list[Any], allowed: Callable[..., bool]) -> Iterator[tuple[Any, ...]]:
+    """Combinations enough for every allowed pair of values from two axes."""
+    combinations = [c for c in itertools.product(*axes) if allowed(*c)]
+    random.Random(0).shuffle(combinations)
+    seen: set[Any] = set()
+    for combination in combinations:
+        pairs = set(itertools.combinations(enumerate(combination), 2))
+        if not pairs <= seen:
+            seen |= pairs
+            yield combination
+
+
+def is_affordable(group: int, length: int, block: int, *_: Any) -> bool:
+    return group * length * block <= MOST_SCORES
+
+
+@pytest.mark.parametrize(
+    ("group", "length", "block", "page", "dtype", "cache"),
+    [
+        *pairwise(GROUPS, LENGTHS, BLOCKS, PAGES, FLOATS, CACHES, allowed=is_affordable),
+        *itertools.product([3], [131072], [1, 16], [None, 1], [torch.float32], [None]),
+        (9, 131072, 4, 16, torch.bfloat16, None),
+        (71, 131072, 1, 128, torch.float16, torch.int8),
+    ],
+)
+def test_grid(
+    group: int,
+    length: int,
+    block: int,
+    page: int | None,
+    dtype: torch.dtype,
+    cache: torch.dtype | None,
+) -> None:
+    lens = [length] if length > 4095 else [length, length // 2]
+    case = build(
+        B=len(lens), H_kv=1, G=group, T=block, S=length, D=64, dtype=dtype, seq_lens=lens
+    ).but(is_causal=True)
+    if cache is not None:
+        case = quantised(case, cache)
+    check(case if page is None else paged(case, page))

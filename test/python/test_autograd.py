@@ -1,0 +1,208 @@
+"""Gradients: against finite differences, against autograd through the oracle, and what has none."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from torch import Tensor, float64
+
+import mqa
+import oracle
+from cases import FLOATS, Case, build, random_mask
+from strategies import attention_cases
+from test_attention import assert_as_accurate_as_torch
+from transforms import paged
+
+DIFFERENTIABLE = ["query", "key", "value", "attn_mask", "sinks"]
+
+
+def leaves(case: Case) -> dict[str, Tensor]:
+    return {
+        name: case[name].detach().requires_grad_()
+        for name in DIFFERENTIABLE
+        if name in case and case[name].dtype in FLOATS
+    }
+
+
+def small(**options: Any) -> Case:
+    sizes = {"B": 2, "H_kv": 2, "G": 2, "T": 3, "S": 5, "D": 3, "D_v": 2}
+    return build(**(sizes | options), dtype=float64)
+
+
+def finite(out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
+    """Finite differences of -inf are NaN."""
+    return out, lse.masked_fill(lse == -torch.inf, 0)
+
+
+GRADCHECK = {
+    "plain": lambda: small(),
+    "causal": lambda: small(is_causal=True, scale=0.7),
+    "rows without keys": lambda: small(is_causal=True, T=6),
+    "float mask": lambda: small(attn_mask=random_mask(float64, (2, 4, 3, 5))),
+    "broadcast mask": lambda: small(attn_mask=random_mask(float64, (4, 1, 5))),
+    "bool mask": lambda: small(attn_mask=random_mask(torch.bool, (3, 5))),
+    "windows": lambda: small(window_left=1, window_right=0),
+    "softcap": lambda: small(softcap=0.8),
+    "softcap and mask": lambda: small(softcap=0.8, attn_mask=random_mask(float64, (3, 5))),
+    "alibi": lambda: small(alibi_slopes=torch.rand(4, dtype=float64)),
+    "alibi per batch": lambda: small(alibi_slopes=torch.rand(2, 4, dtype=float64)),
+    "sinks": lambda: small(sinks=torch.randn(4, dtype=float64)),
+    "sinks alone": lambda: small(sinks=torch.randn(4, dtype=float64), seq_lens=[0, 2]),
+    "seq_lens": lambda: small(seq_lens=[0, 4], is_causal=True),
+    "paged": lambda: paged(small(seq_lens=[5, 3]), 2),
+    "multi-query": lambda: small(H_kv=1, G=4),
+    "multi-head": lambda: small(H_kv=4, G=1),
+}
+
+
+@pytest.mark.parametrize("feature", GRADCHECK)
+def test_finite_differences(feature: str) -> None:
+    case = GRADCHECK[feature]()
+    inputs = leaves(case)
+
+    def function(*values: Tensor) -> tuple[Tensor, Tensor]:
+        return finite(*mqa.attention_lse(**case.but(**dict(zip(inputs, values, strict=True)))))
+
+    assert torch.autograd.gradcheck(function, tuple(inputs.values()))
+
+
+@given(attention_cases())
+def test_any_call_against_the_oracle(case: Case) -> None:
+    """The weights are recomputed as exp(score - lse), so their error grows with lse."""
+    dtype = case["query"].dtype
+    lse = finite(*oracle.attention(**case))[1]
+    magnitude = 1 + lse.abs().max().item() if lse.numel() else 1
+    weights: list[Tensor] = []
+
+    def gradients(inputs: dict[str, Tensor], results: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+        if not weights:
+            weights.extend(torch.randn(x.shape, dtype=float64) / x.size(-1) ** 0.5 for x in results)
+        loss = sum((x * w).sum() for x, w in zip(finite(*results), weights, strict=True))
+        return torch.autograd.grad(loss, list(inputs.values()))
+
+    actual_inputs, plain_inputs = leaves(case), leaves(case)
+    exact_inputs = leaves(case.but(**{name: x.double() for name, x in actual_inputs.items()}))
+    actual = gradients(actual_inputs, mqa.attention_lse(**case.but(**actual_inputs)))
+    exact = gradients(exact_inputs, oracle.attention(**case.but(**exact_inputs)))
+    plain = gradients(plain_inputs, oracle.attention(**case.but(**plain_inputs), dtype=dtype))
+    for a, e, p in zip(actual, exact, plain, strict=True):
+        assert_as_accurate_as_torch(a, e, p, magnitude)
+
+
+def test_out_alone_has_the_gradient_of_out() -> None:
+    case = small(is_causal=True)
+    inputs = leaves(case)
+    with_lse, alone = (
+        mqa.attention_lse(**case.but(**inputs))[0],
+        mqa.attention(**case.but(**inputs)),
+    )
+    for a, b in zip(
+        torch.autograd.grad(alone.sum(), list(inputs.values())),
+        torch.autograd.grad(with_lse.sum(), list(inputs.values())),
+        strict=True,
+    ):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_only_what_requires_grad_gets_one(name: str) -> None:
+    case = small(attn_mask=random_mask(float64, (3, 5)), sinks=torch.randn(4, dtype=float64))
+    inputs = leaves(case)
+    expected = torch.autograd.grad(mqa.attention(**case.but(**inputs)).sum(), inputs[name])
+    out = mqa.attention(**case.but(**{name: inputs[name]}))
+    assert torch.equal(torch.autograd.grad(out.sum(), inputs[name])[0], expected[0])
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_no_second_derivative(name: str) -> None:
+    case = small(attn_mask=random_mask(float64, (3, 5)), sinks=torch.randn(4, dtype=float64))
+    x = leaves(case)[name]
+    (grad,) = torch.autograd.grad(
+        mqa.attention(**case.but(**{name: x})).sum(), x, create_graph=True
+    )
+    with pytest.raises(RuntimeError, match=r"^mqa::attention has no second derivative"):
+        torch.autograd.grad(grad.sum() + x.sum(), x)
+
+
+@pytest.mark.parametrize("op", ["attention", "attention_lse"])
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_no_forward_mode_derivative(op: str, name: str) -> None:
+    case = small(attn_mask=random_mask(float64, (3, 5)), sinks=torch.randn(4, dtype=float64))
+
+    def function(x: Tensor) -> Any:
+        return getattr(mqa, op)(**case.but(**{name: x}))
+
+    with pytest.raises(NotImplementedError, match=f"^mqa::{op} has no forward-mode derivative"):
+        torch.func.jvp(function, (case[name],), (torch.ones_like(case[name]),))
+
+
+@pytest.mark.parametrize(
+    ("op", "function"),
+    [
+        ("merge", lambda x, lse: mqa.merge([x, x.detach()], [lse, lse])),
+        ("merge", lambda x, lse: mqa.merge([torch.zeros(1, 1, 1, 2)], [x[..., 0]])),
+        ("kv_append", lambda x, lse: mqa.kv_append(lse[None], lse[None], x, x, torch.tensor([0]))),
+    ],
+)
+def test_no_forward_mode_derivative_of_the_others(op: str, function: Any) -> None:
+    x, lse = torch.randn(1, 1, 1, 2), torch.randn(1, 1, 1)
+    with pytest.raises(NotImplementedError, match=f"^mqa::{op} has no forward-mode derivative"):
+        torch.func.jvp(lambda x: function(x, lse), (x,), (x,))
+
+
+@pytest.mark.parametrize("name", ["alibi_slopes", "key_scale", "value_scale"])
+def test_no_gradient_of(name: str) -> None:
+    case = build(alibi_slopes=torch.rand(6), key_scale=torch.rand(2), value_scale=torch.rand(2))
+    case = case.but(key=case["key"].to(torch.int8), value=case["value"].to(torch.int8))
+    case[name].requires_grad_()
+    with pytest.raises(NotImplementedError) as raised:
+        mqa.attention(**case)
+    assert str(raised.value).splitlines()[0] == f"mqa::attention: {name} has no gradient: detach it"
+    with torch.no_grad():
+        mqa.attention(**case)
+
+
+APPEND = {
+    "key_cache": (1, 1, 4, 2),
+    "value_cache": (1, 1, 4, 2),
+    "key": (1, 1, 1, 2),
+    "value": (1, 1, 1, 2),
+}
+
+
+@pytest.mark.parametrize("name", APPEND)
+def test_append_refuses_what_requires_grad(name: str) -> None:
+    arguments = {argument: torch.zeros(shape) for argument, shape in APPEND.items()}
+    arguments["key"] += 1
+    arguments[name].requires_grad_()
+    with pytest.raises(RuntimeError) as raised:
+        mqa.kv_append(**arguments, positions=torch.tensor([0]))
+    assert str(raised.value).splitlines()[0] == (
+        f"mqa::kv_append has no gradient, but {name} requires one: "
+        "call it under torch.no_grad() or detach it"
+    )
+    assert not arguments["key_cache"].any()
+    with torch.no_grad():
+        mqa.kv_append(**arguments, positions=torch.tensor([0]))
+    assert arguments["key_cache"].any()
+
+
+@pytest.mark.parametrize("written", ["key_cache", "value_cache"])
+def test_backward_notices_a_later_append(written: str) -> None:
+    query = torch.randn(1, 1, 1, 2, requires_grad=True)
+    key, value, other = (torch.randn(1, 1, 4, 2) for _ in range(3))
+    out = mqa.attention(query, key, value)
+    caches = (key, other) if written == "key_cache" else (other, value)
+    mqa.kv_append(*caches, torch.ones(1, 1, 1, 2), torch.ones(1, 1, 1, 2), torch.tensor([0]))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+def test_inference_mode() -> None:
+    with torch.inference_mode():
+        key, value = torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2)
+        mqa.kv_append(key, value, torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2), torch.tensor([0]))
+        assert torch.equal(
+            mqa.attention(torch.ones(1, 1, 1, 2), key, value), torch.ones(1, 1, 1, 2)
+        )

@@ -1,0 +1,113 @@
+"""The bit contract: a row's result depends on its query, what it sees, and the options.
+
+Everything else may change (batch, threads, capacity, pages, unused slots, strides, how many tokens
+come in one call) and the bits stay.
+"""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import mqa
+from cases import FLOATS, QUANTISED, Case, build, fill_unused, quantised
+from strategies import PAGE_SIZES, attention_cases, dense_cases
+from transforms import LAYOUTS, batch_rows, paged, query_head, query_rows, restrided, with_capacity
+
+
+def assert_same(actual: Case, expected: tuple[Tensor, Tensor]) -> None:
+    for a, e in zip(mqa.attention_lse(**actual), expected, strict=True):
+        assert torch.equal(a, e)
+
+
+@given(attention_cases(), st.data())
+def test_batch(case: Case, data: st.DataObject) -> None:
+    """Alone, in another place, among other rows."""
+    out, lse = mqa.attention_lse(**case)
+    rows = data.draw(st.lists(st.sampled_from(range(len(out))), max_size=4)) if len(out) else []
+    assert_same(batch_rows(case, rows), (out[rows], lse[rows]))
+
+
+@settings(max_examples=50)
+@given(attention_cases(), st.integers(2, 5))
+def test_threads(threads: None, case: Case, count: int) -> None:
+    torch.set_num_threads(count)
+    expected = mqa.attention_lse(**case)
+    torch.set_num_threads(1)
+    assert_same(case, expected)
+
+
+@pytest.mark.parametrize(("T", "S"), [(1, 20_000), (700, 900)])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_threads_where_they_share_work(threads: None, dtype: torch.dtype, T: int, S: int) -> None:
+    """Few rows over many keys are split over the keys, many rows over rows."""
+    case = build(B=1, H_kv=1, G=5, T=T, S=S, D=32, dtype=dtype).but(is_causal=True)
+    torch.set_num_threads(1)
+    expected = mqa.attention_lse(**case)
+    for count in (2, 3, 8):
+        torch.set_num_threads(count)
+        assert_same(case, expected)
+
+
+@given(dense_cases(), st.sampled_from([1, 3, 64, 700]))
+def test_capacity(case: Case, extra: int) -> None:
+    assert_same(with_capacity(case, case["key"].size(2) + extra), mqa.attention_lse(**case))
+
+
+@given(dense_cases(), PAGE_SIZES, st.sampled_from([None, *QUANTISED]), st.booleans())
+def test_pages(case: Case, page_size: int, cache: torch.dtype | None, per_head: bool) -> None:
+    case = case if cache is None else quantised(case, cache, per_head=per_head)
+    assert_same(paged(case, page_size), mqa.attention_lse(**case))
+
+
+@given(dense_cases(), st.sampled_from([0.0, torch.inf, -torch.inf, 1e38]))
+def test_unused_slots(case: Case, fill: float) -> None:
+    case = with_capacity(case, case["key"].size(2) + 5)
+    assert_same(fill_unused(case, fill), mqa.attention_lse(**case))
+
+
+@given(dense_cases(), st.data())
+def test_strides(case: Case, data: st.DataObject) -> None:
+    strided = {
+        name: restrided(x, data.draw(st.sampled_from(LAYOUTS)))
+        for name, x in case.tensors().items()
+    }
+    assert_same(case.but(**strided), mqa.attention_lse(**case))
+
+
+@given(dense_cases(), st.integers(1, 7), st.sampled_from([None, 4]))
+def test_token_by_token_or_in_chunks_or_at_once(
+    case: Case, chunk: int, page_size: int | None
+) -> None:
+    T, S = case["query"].size(2), case["key"].size(2)
+    lens = case.get("seq_lens", torch.full((len(case["query"]),), S)).clamp(min=min(T, S))
+    case = fill_unused(case.but(is_causal=True, seq_lens=lens))
+    if T > S:
+        return
+    case = case if page_size is None else paged(case, page_size)
+    out, lse = mqa.attention_lse(**case)
+    for start in range(0, T, chunk):
+        rows = slice(start, min(start + chunk, T))
+        part = query_rows(case, rows.start, rows.stop)
+        assert_same(part, (out[:, :, rows], lse[:, :, rows]))
+
+
+@given(attention_cases(), st.data())
+def test_group(case: Case, data: st.DataObject) -> None:
+    """A query head alone, or with the others that share its KV head."""
+    out, lse = mqa.attention_lse(**case)
+    head = data.draw(st.integers(0, out.size(1) - 1))
+    one = slice(head, head + 1)
+    assert_same(query_head(case, head), (out[:, one], lse[:, one]))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_prefill_rows_are_decode_rows(dtype: torch.dtype) -> None:
+    """A long prompt at once, against every 37th of its tokens decoded."""
+    case = build(B=2, H_kv=1, G=9, T=600, S=1100, D=64, dtype=dtype, seq_lens=[1100, 777])
+    case["is_causal"] = True
+    out, lse = mqa.attention_lse(**case)
+    for t in range(0, 600, 37):
+        row = slice(t, t + 1)
+        assert_same(query_rows(case, t, t + 1), (out[:, :, row], lse[:, :, row]))

@@ -1,0 +1,291 @@
+"""The C++ program that runs an exported model: its tokens, its text and its refusals."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+import mqa
+from bpe import train
+from decoders import tiny_decoder
+from programs import program, refusal
+
+PROMPT = "The keeper's light, 1899: 光 🎉"
+NEW_TOKENS = 40
+SAMPLING: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "temperature": {"temperature": 0.7, "seed": 3},
+    "top_k": {"temperature": 1.5, "top_k": 5, "seed": 4},
+    "top_p": {"temperature": 1.5, "top_p": 0.8, "seed": 5},
+    "all": {"temperature": 1.2, "top_k": 20, "top_p": 0.9, "seed": 2**60},
+}
+
+
+class Exported:
+    """A tiny decoder with random weights and a tokenizer, in Python and as a file."""
+
+    def __init__(self, folder: Path, num_kv_heads: int = 2, **changes: Any) -> None:
+        self.tokenizer: Tokenizer = train()
+        self.vocab_size = self.tokenizer.get_vocab_size()
+        self.model = tiny_decoder(
+            vocab_size=self.vocab_size, max_position=128, num_kv_heads=num_kv_heads, **changes
+        )
+        self.prompt: list[int] = self.tokenizer.encode(PROMPT).ids
+        self.file = folder / "model.pt"
+        mqa.export_torchscript(self.model, self.file, self.tokenizer.to_str())
+
+    def expected(self, **options: Any) -> list[int]:
+        (tokens,) = mqa.generate(self.model, [self.prompt], NEW_TOKENS, **options)
+        return tokens
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return Exported(tmp_path_factory.mktemp("exported"))
+
+
+def arguments(model: Path, **options: Any) -> list[str | Path]:
+    command = [program("generate"), "--model", model]
+    for name, value in options.items():
+        flag = "--" + name.replace("_", "-")
+        command += [flag] if value is True else [flag, str(value)]
+    return command
+
+
+def run(model: Path, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(arguments(model, **options), capture_output=True, check=True)
+
+
+def run_json(model: Path, **options: Any) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads(run(model, json=True, **options).stdout)
+    return result
+
+
+def refuse(model: Path, **options: Any) -> str:
+    return refusal(*arguments(model, **options))
+
+
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 6])
+def test_greedy_tokens_are_those_of_python(num_kv_heads: int, tmp_path: Path) -> None:
+    exported = Exported(tmp_path, num_kv_heads)
+    result = run_json(exported.file, prompt=PROMPT, max_new_tokens=NEW_TOKENS)
+    assert result["prompt_tokens"] == exported.prompt
+    assert result["tokens"] == exported.expected()
+    assert len(set(result["tokens"])) > 5
+    # Keys and values, 2 layers, 8 floats of 4 bytes; the last token never enters the cache.
+    slots = len(exported.prompt) + NEW_TOKENS - 1
+    assert result["cache_bytes"] == 2 * 2 * num_kv_heads * slots * 8 * 4
+
+
+@pytest.mark.parametrize("sampling", SAMPLING)
+def test_sampled_tokens_are_those_of_python(sampling: str, exported: Exported) -> None:
+    options = SAMPLING[sampling]
+    result = run_json(exported.file, prompt=PROMPT, max_new_tokens=NEW_TOKENS, **options)
+    assert result["tokens"] == exported.expected(**options)
+
+
+def test_a_seed_repeats_and_another_differs(exported: Exported) -> None:
+    first, again, other = (
+        run_json(exported.file, prompt=PROMPT, temperature=1, seed=seed, max_new_tokens=NEW_TOKENS)
+        for seed in (1, 1, 2)
+    )
+    assert first["tokens"] == again["tokens"] != other["tokens"]
+
+
+def test_the_ways_to_give_a_prompt_agree(exported: Exported, tmp_path: Path) -> None:
+    prompt_file = tmp_path / "prompt.txt"
+    prompt_file.write_text(PROMPT, encoding="utf-8")
+    ids = ",".join(map(str, exported.prompt))
+    results = [
+        run_json(exported.file, max_new_tokens=5, **prompt)
+        for prompt in ({"prompt": PROMPT}, {"prompt_file": prompt_file}, {"tokens": ids})
+    ]
+    for result in results:
+        assert result["prompt_tokens"] == exported.prompt
+        assert result["tokens"] == exported.expected()[:5]
+
+
+def test_text_is_what_the_tokens_decode_to_and_is_streamed(exported: Exported) -> None:
+    """Random tokens cut characters anywhere: the stream must still be whole characters."""
+    options = {"prompt": PROMPT, "temperature": 3, "max_new_tokens": 90}
+    result = run_json(exported.file, **options)
+    assert result["text"] == exported.tokenizer.decode(result["tokens"])
+    assert "\ufffd" in result["text"]
+    streamed = run(exported.file, **options)
+    assert streamed.stdout.decode() == result["text"] + "\n"
+    assert re.fullmatch(
+        rb"prefill: \d+ tokens, \S+ tokens/s; decode: 89 steps, \S+ tokens/s; cache: \d+ bytes\n",
+        streamed.stderr,
+    )
+
+
+def test_generation_ends_at_an_end_of_text_token(exported: Exported, tmp_path: Path) -> None:
+    free = exported.expected()
+    stop = next(token for token in free[3:] if token not in free[:3])
+    stopping = Exported(tmp_path, eos_token_ids=(stop,))
+    options = {"prompt": PROMPT, "max_new_tokens": NEW_TOKENS}
+    assert run_json(stopping.file, **options)["tokens"] == free[: free.index(stop)]
+    assert run_json(stopping.file, ignore_eos=True, **options)["tokens"] == free
+
+
+def test_rates_follow_from_seconds(exported: Exported) -> None:
+    result = run_json(exported.file, prompt=PROMPT, max_new_tokens=5)
+    prefill, decode = result["prefill_seconds"], result["decode_seconds"]
+    assert result["prefill_tokens_per_second"] == pytest.approx(len(exported.prompt) / prefill)
+    assert result["decode_tokens_per_second"] == pytest.approx(4 / decode)
+    assert run_json(exported.file, prompt=PROMPT, max_new_tokens=1)["decode_seconds"] == 0
+
+
+def test_capacity_and_threads_leave_the_tokens_alone(exported: Exported) -> None:
+    options = {"prompt": PROMPT, "max_new_tokens": NEW_TOKENS}
+    result = run_json(exported.file, capacity=100, threads=2, **options)
+    assert result["tokens"] == exported.expected()
+    assert result["cache_bytes"] == 2 * 2 * 2 * 100 * 8 * 4
+
+
+def test_without_a_tokenizer_tokens_go_in_and_out(exported: Exported, tmp_path: Path) -> None:
+    file = tmp_path / "model.pt"
+    mqa.export_torchscript(exported.model, file)
+    ids = ",".join(map(str, exported.prompt))
+    expected = "".join(f"{token} " for token in exported.expected()[:5])
+    assert run(file, tokens=ids, max_new_tokens=5).stdout.decode() == expected + "\n"
+    assert refuse(file, prompt="x") == (
+        "generate: the model has no tokenizer: give the prompt as --tokens"
+    )
+
+
+def test_version_and_help() -> None:
+    def answer(flag: str) -> str:
+        return subprocess.run(
+            [program("generate"), flag], capture_output=True, check=True, text=True
+        ).stdout
+
+    assert re.fullmatch(r"\d+\.\d+\.\d+\n", answer("--version"))
+    assert "--max-new-tokens" in answer("--help")
+
+
+BAD_OPTIONS: dict[str, dict[str, Any]] = {
+    "--max-new-tokens: expected a whole number from 1, got 0": {"max_new_tokens": 0},
+    "--max-new-tokens: expected a whole number from 1, got 1.5": {"max_new_tokens": 1.5},
+    "expected a whole number from 1, got 9223372036854775807": {"max_new_tokens": 2**63 - 1},
+    "--temperature: expected a finite number from 0, got nan": {"temperature": "nan"},
+    "--temperature: expected a finite number from 0, got -1": {"temperature": -1},
+    "--top-k: expected a whole number from 1, got 0": {"top_k": 0},
+    "--top-p: expected a number in (0, 1], got 0": {"top_p": 0},
+    "--top-p: expected a number in (0, 1], got 1.01": {"top_p": 1.01},
+    "--seed: expected a whole number from 0, got -1": {"seed": -1},
+    "--capacity: expected a whole number from 1, got 0": {"capacity": 0},
+    "--threads: expected a whole number from 1 to 1024, got 0": {"threads": 0},
+    "--threads: expected a whole number from 1 to 1024, got 1025": {"threads": 1025},
+    "not expected: --beams": {"beams": True},
+    "Exactly 1 option from [--prompt,--prompt-file,--tokens] is required": {"tokens": "1,2"},
+    "--prompt-file: File does not exist: nowhere.txt": {"prompt_file": "nowhere.txt"},
+}
+
+
+@pytest.mark.parametrize("sentence", BAD_OPTIONS)
+def test_bad_options_are_refused(sentence: str, exported: Exported) -> None:
+    assert sentence in refuse(exported.file, prompt=PROMPT, **BAD_OPTIONS[sentence])
+
+
+def test_bad_prompts_are_refused(exported: Exported, tmp_path: Path) -> None:
+    file, size = exported.file, exported.vocab_size
+    assert "Exactly 1 option" in refuse(file)
+    assert "at least one token, got an empty one" in refuse(file, prompt="")
+    assert f"expected tokens in [0, {size}), got {size}" in refuse(file, tokens=f"1,{size}")
+    for tokens, bad in (("1,-1", "-1"), ("1,x", "x"), ("", "")):
+        sentence = f"generate: --tokens: expected a whole number from 0, got {bad}"
+        assert refuse(file, tokens=tokens) == sentence
+    latin1 = tmp_path / "latin1.txt"
+    latin1.write_bytes("naïf".encode("latin-1"))
+    assert "expected the text to be valid UTF-8" in refuse(file, prompt_file=latin1)
+
+
+def test_a_prompt_that_does_not_fit_is_refused(exported: Exported) -> None:
+    needed, length = len(exported.prompt) + 9, len(exported.prompt)
+    options = {"prompt": PROMPT, "max_new_tokens": 10}
+    assert refuse(exported.file, capacity=needed - 1, **options) == (
+        f"generate: expected a --capacity of at least {needed} for prompt ({length}) "
+        f"and new tokens (10), got {needed - 1}"
+    )
+    assert len(run_json(exported.file, capacity=needed, **options)["tokens"]) == 10
+    ids = ",".join(["1"] * 120)
+    assert refuse(exported.file, tokens=ids, max_new_tokens=10) == (
+        "generate: expected a cache of at most 128 slots, the model's max_position, got 129 "
+        "for prompt (120) and new tokens (10)"
+    )
+
+
+class Identity(torch.nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class FailingModel(torch.nn.Module):
+    """Has the methods of an exported decoder, but its prefill fails."""
+
+    @torch.jit.export
+    def new_cache(self, batch: int, capacity: int) -> list[Tensor]:
+        return [torch.zeros(batch, capacity)]
+
+    @torch.jit.export
+    def prefill(self, tokens: Tensor, lengths: Tensor, cache: list[Tensor]) -> Tensor:
+        return torch.zeros(3) + torch.zeros(4)
+
+    @torch.jit.export
+    def decode(self, tokens: Tensor, positions: Tensor, cache: list[Tensor]) -> Tensor:
+        return tokens
+
+
+def test_bad_model_files_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "model.pt"
+    assert refuse(file, tokens=1) == f"generate: --model: File does not exist: {file}"
+    assert "is actually a directory" in refuse(tmp_path, tokens=1)
+
+    file.write_text("no model")
+    sentence = f"generate: expected a TorchScript model in {file}: "
+    assert refuse(file, tokens=1).startswith(sentence)
+    torch.save({"weight": torch.ones(2)}, file)
+    assert refuse(file, tokens=1).startswith(sentence)
+
+    torch.jit.script(Identity()).save(str(file))
+    assert refuse(file, tokens=1) == (
+        "generate: expected a model exported by mqa.export_torchscript, "
+        f"got {file} without a method new_cache"
+    )
+
+
+@pytest.mark.parametrize(
+    ("extra_files", "sentence"),
+    [
+        ({}, "cannot read config.json"),
+        ({"config.json": "{}"}, "'vocab_size' not found"),
+        (
+            {"config.json": '{"vocab_size": 9, "max_position": 9, "eos_token_ids": []}'},
+            "generate: The size of tensor a (3) must match the size of tensor b (4) "
+            "at non-singleton dimension 0",
+        ),
+    ],
+)
+def test_models_that_fail_are_reported_in_a_sentence(
+    extra_files: dict[str, str], sentence: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "model.pt"
+    torch.jit.script(FailingModel()).save(str(file), _extra_files=extra_files)
+    assert sentence in refuse(file, tokens=1, max_new_tokens=2)
+
+
+def test_a_model_with_another_kind_of_tokenizer_is_refused(
+    exported: Exported, tmp_path: Path
+) -> None:
+    description = json.loads(exported.tokenizer.to_str())
+    description["pre_tokenizer"] = {"type": "Whitespace"}
+    file = tmp_path / "model.pt"
+    mqa.export_torchscript(exported.model, file, json.dumps(description))
+    assert "got Whitespace" in refuse(file, prompt=PROMPT)

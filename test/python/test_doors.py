@@ -1,0 +1,245 @@
+"""The ops through every door: eager, TorchScript, compile, export, opcheck, torch.func, Meta."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.export import Dim
+from torch.library import opcheck
+
+import mqa
+from cases import QUANTISED, Case, build, quantised, random_mask, same_bits
+from doors import fake, meta, script, torch_ops, wrapper
+from strategies import attention_cases
+from transforms import paged
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+
+
+class Step(torch.nn.Module):
+    """Appends new tokens and attends to all so far."""
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, cache: list[Tensor], positions: Tensor
+    ) -> Tensor:
+        torch.ops.mqa.kv_append(cache[0], cache[1], key, value, positions)
+        return torch.ops.mqa.attention(
+            query, cache[0], cache[1], is_causal=True, seq_lens=positions + query.size(2)
+        )
+
+
+def step_arguments(B: int = 2, T: int = 1, S: int = 8, first: int = 0) -> tuple[Any, ...]:
+    case = build(B=B, T=T, S=T)
+    cache = [torch.full((B, 2, S, 16), torch.nan) for _ in range(2)]
+    return case["query"], case["key"], case["value"], cache, torch.arange(first, first + B)
+
+
+def assert_steps_alike(step: Any, sizes: dict[str, int]) -> None:
+    """The same result and the same caches as in eager mode."""
+    torch.manual_seed(1)
+    *inputs, cache, positions = step_arguments(**sizes)
+    eager_cache = [x.clone() for x in cache]
+    actual, expected = step(*inputs, cache, positions), Step()(*inputs, eager_cache, positions)
+    assert torch.equal(actual, expected)
+    assert all(same_bits(a, b) for a, b in zip(cache, eager_cache, strict=True))
+    assert not expected.isnan().any()
+
+
+# Eager, TorchScript, Meta
+
+
+@given(attention_cases())
+def test_every_door_gives_the_same(case: Case) -> None:
+    expected = mqa.attention_lse(**case)
+    for door in (wrapper, torch_ops, script):
+        for a, b in zip(door("attention_lse", case), expected, strict=True):
+            assert torch.equal(a, b)
+        assert torch.equal(door("attention", case), expected[0])
+    shapes = meta("attention_lse", case), fake("attention_lse", case)
+    for a, b, e in zip(*shapes, expected, strict=True):
+        for x in (a, b):
+            assert (x.shape, x.dtype, x.stride()) == (e.shape, e.dtype, e.stride())
+
+
+def test_append_survives_torchscript_optimisation() -> None:
+    """It returns nothing, so a pass that takes it for pure drops it."""
+    scripted = torch.jit.script(Step().eval())
+    file = io.BytesIO()
+    torch.jit.save(scripted, file)
+    file.seek(0)
+    loaded = torch.jit.load(file)
+    frozen = torch.jit.optimize_for_inference(torch.jit.freeze(loaded))
+    graph = torch.jit.last_executed_optimized_graph
+    for module in (scripted, loaded, frozen):
+        for first in range(4):  # the profiling executor optimises after the first runs
+            assert_steps_alike(module, {"first": first})
+        assert "mqa::kv_append" in str(graph())
+
+
+@pytest.mark.parametrize("path", sorted(FIXTURES.glob("*.pt")), ids=lambda path: path.name)
+def test_saved_module_of_earlier_versions(path: Path) -> None:
+    module = torch.jit.load(path)
+    for actual, expected in zip(module(), module.expected, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+# compile and export
+
+
+def test_compiled_decoding_does_not_recompile() -> None:
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("inductor")
+    step = torch.compile(Step(), fullgraph=True, backend=counter)
+    for first in range(7):
+        assert_steps_alike(step, {"first": first, "S": 9})
+    assert counter.frame_count == 1
+
+
+def test_compiled_with_dynamic_sizes_and_window() -> None:
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    attend = torch.compile(mqa.attention, fullgraph=True, dynamic=True, backend=counter)
+    for B, T, S, window in [(2, 3, 5, 2), (3, 4, 7, 3), (4, 6, 11, 5)]:
+        case = build(B=B, T=T, S=S, is_causal=True, window_left=window)
+        assert torch.equal(attend(**case), mqa.attention(**case))
+    assert counter.frame_count == 1
+
+
+def test_compiled_backward() -> None:
+    torch._dynamo.reset()
+    case = build(attn_mask=random_mask(torch.float32, (1, 17)), sinks=torch.randn(6))
+    inputs = [x.requires_grad_() for x in case.tensors().values()]
+
+    def loss(case: dict[str, Any]) -> Tensor:
+        out, lse = mqa.attention_lse(**case)
+        return out.square().sum() + lse.sum()
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    expected, actual = (torch.autograd.grad(f(dict(case)), inputs) for f in (loss, compiled))
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e)
+
+
+def test_export_with_dynamic_shapes() -> None:
+    B, T, S = Dim("B", min=2, max=64), Dim("T", min=2, max=64), Dim("S", min=2, max=4096)
+    new, cache = {0: B, 2: T}, {0: B, 2: S}
+    exported = torch.export.export(
+        Step(), step_arguments(T=3), dynamic_shapes=(new, new, new, [cache, cache], {0: B})
+    )
+    for sizes in ({"T": 3}, {"B": 3, "T": 5, "S": 20, "first": 4}):
+        assert_steps_alike(exported.module(), sizes)
+
+
+# opcheck
+
+FEATURES = {
+    "plain": lambda: build(),
+    "causal": lambda: build(T=3, seq_lens=[5, 0], is_causal=True),
+    "everything": lambda: build(
+        T=3,
+        D_v=8,
+        attn_mask=random_mask(torch.float32, (6, 3, 17)),
+        window_left=4,
+        window_right=1,
+        softcap=2.0,
+        alibi_slopes=torch.rand(2, 6),
+        sinks=torch.randn(6),
+        scale=0.1,
+    ),
+    "paged": lambda: paged(build(seq_lens=[17, 5]), 4),
+    "int8": lambda: quantised(build(), torch.int8),
+    "bfloat16": lambda: build(dtype=torch.bfloat16),
+    "empty": lambda: build(B=0, T=0, S=0),
+}
+
+
+def differentiable(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Query, key, value, mask and sinks require grad where they can."""
+    for name in ("query", "key", "value", "attn_mask", "sinks"):
+        if name in arguments and arguments[name].is_floating_point():
+            arguments[name].requires_grad_()
+    return arguments
+
+
+@pytest.mark.parametrize("op", ["attention", "attention_lse"])
+@pytest.mark.parametrize("feature", FEATURES)
+def test_opcheck_attention(op: str, feature: str) -> None:
+    case = FEATURES[feature]()
+    opcheck(getattr(torch.ops.mqa, op).default, (), dict(differentiable(case)))
+
+
+def test_opcheck_backward() -> None:
+    case = FEATURES["everything"]()
+    out, lse = mqa.attention_lse(**case)
+    unused = dict.fromkeys(("seq_lens", "block_table", "key_scale", "value_scale"))
+    arguments = {"grad_out": out, "grad_lse": lse, "out": out, "lse": lse}
+    options = case | unused | {"is_causal": True, "output_mask": [True] * 5}
+    opcheck(torch.ops.mqa.attention_backward.default, (), arguments | options)
+
+
+def test_opcheck_merge() -> None:
+    parts = [mqa.attention_lse(**build()) for _ in range(3)]
+    outs, lses = ([part[i].requires_grad_() for part in parts] for i in (0, 1))
+    opcheck(torch.ops.mqa.merge.default, (outs, lses))
+
+
+@pytest.mark.parametrize("cache", [torch.float32, *QUANTISED])
+@pytest.mark.parametrize("block_table", [None, torch.tensor([[2], [0]], dtype=torch.int32)])
+def test_opcheck_append(cache: torch.dtype, block_table: Tensor | None) -> None:
+    key, value, caches = *torch.randn(2, 2, 3, 2, 8), [torch.zeros(3, 3, 4, 8).to(cache)] * 2
+    caches = [x[: 3 if block_table is not None else 2].clone() for x in caches]
+    scales = {}
+    if cache in QUANTISED:
+        scales = {name: torch.zeros(len(caches[0]), 3, 4) for name in ("key_scale", "value_scale")}
+    tests = ["test_schema", "test_autograd_registration", "test_faketensor"]
+    if cache != torch.float8_e4m3fn:  # this one compares results with a product that float8 lacks
+        tests.append("test_aot_dispatch_dynamic")
+    opcheck(
+        torch.ops.mqa.kv_append.default,
+        (*caches, key, value, torch.tensor([0, 2])),
+        {"block_table": block_table, **scales},
+        test_utils=tests,
+    )
+
+
+# torch.func
+
+
+def test_func_grad() -> None:
+    case = build(is_causal=True)
+    names = ("query", "key", "value")
+
+    def loss(*inputs: Tensor) -> Tensor:
+        return mqa.attention(**case.but(**dict(zip(names, inputs, strict=True)))).square().sum()
+
+    inputs = [case[name] for name in names]
+    actual = torch.func.grad(loss, argnums=(0, 1, 2))(*inputs)
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    for a, e in zip(actual, torch.autograd.grad(loss(*leaves), leaves), strict=True):
+        assert torch.equal(a, e)
+
+
+def test_vmap_of_attention() -> None:
+    query, key = torch.randn(3, 2, 4, 1, 8), torch.randn(3, 2, 2, 5, 8)
+    actual = torch.func.vmap(mqa.attention)(query, key, key)
+    for a, q, k in zip(actual, query, key, strict=True):
+        assert torch.equal(a, mqa.attention(q, k, k))
+
+
+@pytest.mark.parametrize("op", ["attention_lse", "merge", "kv_append"])
+def test_vmap_of_the_others_is_refused(op: str) -> None:
+    x, lse, position = torch.randn(3, 1, 1, 2, 4), torch.randn(3, 1, 1, 2), torch.zeros(3, 1).int()
+    calls = {
+        "attention_lse": lambda: torch.func.vmap(mqa.attention_lse)(x, x, x),
+        "merge": lambda: torch.func.vmap(lambda a, b: mqa.merge([a], [b]))(x, lse),
+        "kv_append": lambda: torch.func.vmap(mqa.kv_append)(x, x.clone(), x, x, position),
+    }
+    with pytest.raises(
+        NotImplementedError, match=f"^mqa::{op} cannot be used inside torch.func.vmap"
+    ):
+        calls[op]()

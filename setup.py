@@ -21,6 +21,7 @@ class CMakeBuild(build_ext):
     """
 
     def run(self) -> None:
+        """Configures, builds and installs."""
         if self.editable_mode:
             tree, package, options = ROOT / "build/release", ROOT / "python/mqa", []
         else:

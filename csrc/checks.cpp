@@ -19,7 +19,8 @@ struct Dtype {
 
 bool is_float(const Tensor& t) {
   const auto dtype = t.scalar_type();
-  return dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf;
+  return dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 ||
+         dtype == at::kHalf;
 }
 
 bool is_index(const Tensor& t) {
@@ -37,8 +38,8 @@ class Checks {
   explicit Checks(const char* op) : op_(op) {}
 
   void dims(Named t, int64_t dims, const char* shape) const {
-    TORCH_CHECK(t.tensor.dim() == dims, "mqa::", op_, ": expected ", t.name, ".dim() == ", dims, " (",
-                shape, "), got ", t.tensor.dim());
+    TORCH_CHECK(t.tensor.dim() == dims, "mqa::", op_, ": expected ", t.name, ".dim() == ", dims,
+                " (", shape, "), got ", t.tensor.dim());
   }
 
   void size(Named t, int64_t dim, const c10::SymInt& expected, const char* why) const {
@@ -49,8 +50,8 @@ class Checks {
 
   void at_least_one(Named t, int64_t dim, const char* what) const {
     const c10::SymInt actual = t.tensor.sym_size(dim);
-    TORCH_SYM_CHECK(actual.sym_ge(1), "mqa::", op_, ": expected ", t.name, ".size(", dim, ") >= 1 (",
-                    what, "), got ", actual);
+    TORCH_SYM_CHECK(actual.sym_ge(1), "mqa::", op_, ": expected ", t.name, ".size(", dim,
+                    ") >= 1 (", what, "), got ", actual);
   }
 
   template <class... Expected>
@@ -60,19 +61,19 @@ class Checks {
   }
 
   void same_dtype(Named t, Named as) const {
-    dtype(t, t.tensor.scalar_type() == as.tensor.scalar_type(),
-          Dtype(as.tensor), " (", as.name, "'s dtype)");
+    dtype(t, t.tensor.scalar_type() == as.tensor.scalar_type(), Dtype(as.tensor), " (", as.name,
+          "'s dtype)");
   }
 
   void device(Named t, Named as) const {
-    TORCH_CHECK(t.tensor.device() == as.tensor.device(), "mqa::", op_, ": expected ", t.name, " on ",
-                as.tensor.device(), " (", as.name, "'s device), got ", t.tensor.device());
+    TORCH_CHECK(t.tensor.device() == as.tensor.device(), "mqa::", op_, ": expected ", t.name,
+                " on ", as.tensor.device(), " (", as.name, "'s device), got ", t.tensor.device());
   }
 
   // One dimension of size `expected`.
   void vector(Named t, const c10::SymInt& expected, const char* shape) const {
-    TORCH_SYM_CHECK(is_vector(t.tensor, expected), "mqa::", op_, ": expected ", t.name, " of shape [",
-                    expected, "] (", shape, "), got ", t.tensor.sym_sizes());
+    TORCH_SYM_CHECK(is_vector(t.tensor, expected), "mqa::", op_, ": expected ", t.name,
+                    " of shape [", expected, "] (", shape, "), got ", t.tensor.sym_sizes());
   }
 
   void index_vector(Named t, const c10::SymInt& B) const {
@@ -87,9 +88,9 @@ class Checks {
   }
 
   void block_table(Named t, const c10::SymInt& B, Named cache) const {
-    TORCH_SYM_CHECK(t.tensor.dim() == 2 ? t.tensor.sym_size(0).sym_eq(B) : c10::SymBool(false), "mqa::",
-                    op_, ": expected ", t.name, " of shape [", B, ", pages] ([B, pages]), got ",
-                    t.tensor.sym_sizes());
+    TORCH_SYM_CHECK(t.tensor.dim() == 2 ? t.tensor.sym_size(0).sym_eq(B) : c10::SymBool(false),
+                    "mqa::", op_, ": expected ", t.name, " of shape [", B,
+                    ", pages] ([B, pages]), got ", t.tensor.sym_sizes());
     dtype(t, t.tensor.scalar_type() == at::kInt, "int32");
     at_least_one(cache, 2, "page_size");
   }
@@ -97,8 +98,8 @@ class Checks {
   // A scale comes with a quantised cache and only with one.
   void scale(const char* name, const OptionalTensor& scale, Named cache, bool paged) const {
     if (!is_quantized(cache.tensor)) {
-      TORCH_CHECK(!scale, "mqa::", op_, ": expected no ", name, " for ", cache.name,
-                  " of dtype ", Dtype(cache.tensor), ", got one");
+      TORCH_CHECK(!scale, "mqa::", op_, ": expected no ", name, " for ", cache.name, " of dtype ",
+                  Dtype(cache.tensor), ", got one");
       return;
     }
     TORCH_CHECK(scale.has_value(), "mqa::", op_, ": expected ", name, " for ", cache.name,
@@ -107,14 +108,13 @@ class Checks {
     dtype(t, scale->scalar_type() == at::kFloat, "float32");
     const auto sizes = cache.tensor.sym_sizes();
     const bool per_token = scale->dim() == 3;
-    TORCH_SYM_CHECK(per_token ? scale->sym_size(0).sym_eq(sizes[0]) &
-                                    scale->sym_size(1).sym_eq(sizes[1]) &
-                                    scale->sym_size(2).sym_eq(sizes[2])
-                              : is_vector(*scale, sizes[1]),
-                    "mqa::", op_, ": expected ", name, " of shape [", sizes[1], "] or [", sizes[0],
-                    ", ", sizes[1], ", ", sizes[2], "] ([H_kv] or ",
-                    paged ? "[num_pages, H_kv, page_size]" : "[B, H_kv, S]", "), got ",
-                    scale->sym_sizes());
+    TORCH_SYM_CHECK(
+        per_token ? scale->sym_size(0).sym_eq(sizes[0]) & scale->sym_size(1).sym_eq(sizes[1]) &
+                        scale->sym_size(2).sym_eq(sizes[2])
+                  : is_vector(*scale, sizes[1]),
+        "mqa::", op_, ": expected ", name, " of shape [", sizes[1], "] or [", sizes[0], ", ",
+        sizes[1], ", ", sizes[2], "] ([H_kv] or ",
+        paged ? "[num_pages, H_kv, page_size]" : "[B, H_kv, S]", "), got ", scale->sym_sizes());
   }
 
   void mask(Named t, const Tensor& query, const c10::SymInt& S) const {
@@ -133,8 +133,8 @@ class Checks {
   }
 
   void window(const char* name, const c10::SymInt& window) const {
-    TORCH_CHECK_VALUE(window.sym_ge(-1).expect_true(__FILE__, __LINE__), "mqa::", op_, ": expected ",
-                      name, " >= -1 (-1 means unlimited), got ", window);
+    TORCH_CHECK_VALUE(window.sym_ge(-1).expect_true(__FILE__, __LINE__), "mqa::", op_,
+                      ": expected ", name, " >= -1 (-1 means unlimited), got ", window);
   }
 
   static c10::SymBool is_vector(const Tensor& t, const c10::SymInt& size) {
@@ -157,14 +157,16 @@ void check_attention(const char* op, const Tensor& query, const Tensor& key, con
   const bool paged = o.block_table.has_value();
   check.dims({"query", query}, 4, "[B, H_q, T, D]");
   check.dims({"key", key}, 4, paged ? "[num_pages, H_kv, page_size, D]" : "[B, H_kv, S, D]");
-  check.dims({"value", value}, 4, paged ? "[num_pages, H_kv, page_size, D_v]" : "[B, H_kv, S, D_v]");
+  check.dims({"value", value}, 4,
+             paged ? "[num_pages, H_kv, page_size, D_v]" : "[B, H_kv, S, D_v]");
   const auto B = query.sym_size(0), H_q = query.sym_size(1), H_kv = key.sym_size(1);
 
   check.dtype({"query", query}, is_float(query), "float32, float64, bfloat16 or float16");
   check.dtype({"key", key}, key.scalar_type() == query.scalar_type() || is_quantized(key),
               Dtype(query), " (query's dtype), int8 or float8_e4m3fn");
   check.same_dtype({"value", value}, {"key", key});
-  for (const Named t : {Named{"key", key}, Named{"value", value}}) check.device(t, {"query", query});
+  for (const Named t : {Named{"key", key}, Named{"value", value}})
+    check.device(t, {"query", query});
   for (const auto& [name, tensor] :
        {std::pair<const char*, const OptionalTensor&>{"attn_mask", o.attn_mask},
         {"seq_lens", o.seq_lens},
@@ -183,10 +185,11 @@ void check_attention(const char* op, const Tensor& query, const Tensor& key, con
   check.size({"value", value}, 1, H_kv, "key's num_kv_heads");
   check.size({"value", value}, 2, key.sym_size(2), paged ? "key's page_size" : "key's slots");
   check.at_least_one({"key", key}, 1, "num_kv_heads");
-  TORCH_SYM_CHECK((H_q % H_kv).sym_eq(0), "mqa::", op,
-                  ": expected query.size(1) to be a multiple of key.size(1) (query heads share KV heads "
-                  "evenly), got ",
-                  H_q, " and ", H_kv);
+  TORCH_SYM_CHECK(
+      (H_q % H_kv).sym_eq(0), "mqa::", op,
+      ": expected query.size(1) to be a multiple of key.size(1) (query heads share KV heads "
+      "evenly), got ",
+      H_q, " and ", H_kv);
 
   if (o.seq_lens) check.index_vector({"seq_lens", *o.seq_lens}, B);
   if (paged) check.block_table({"block_table", *o.block_table}, B, {"key", key});
@@ -202,8 +205,9 @@ void check_attention(const char* op, const Tensor& query, const Tensor& key, con
                     ": expected softcap >= 0 and finite (0 means none), got ", o.softcap);
   if (o.alibi_slopes) {
     const Tensor& slopes = *o.alibi_slopes;
-    TORCH_SYM_CHECK(slopes.dim() == 2 ? slopes.sym_size(0).sym_eq(B) & slopes.sym_size(1).sym_eq(H_q)
-                                      : Checks::is_vector(slopes, H_q),
+    TORCH_SYM_CHECK(slopes.dim() == 2
+                        ? slopes.sym_size(0).sym_eq(B) & slopes.sym_size(1).sym_eq(H_q)
+                        : Checks::is_vector(slopes, H_q),
                     "mqa::", op, ": expected alibi_slopes of shape [", H_q, "] or [", B, ", ", H_q,
                     "] ([H_q] or [B, H_q]), got ", slopes.sym_sizes());
     check.score_dtype({"alibi_slopes", slopes}, query);
@@ -269,9 +273,11 @@ void check_kv_append(const Tensor& key_cache, const Tensor& value_cache, const T
 
   const auto B = key.sym_size(0);
   if (!paged) check.size(key_, 0, key_cache.sym_size(0), "key_cache's batch");
-  check.size(value_cache_, 0, key_cache.sym_size(0), paged ? "key_cache's num_pages" : "key_cache's batch");
+  check.size(value_cache_, 0, key_cache.sym_size(0),
+             paged ? "key_cache's num_pages" : "key_cache's batch");
   check.size(value_cache_, 1, key_cache.sym_size(1), "key_cache's num_kv_heads");
-  check.size(value_cache_, 2, key_cache.sym_size(2), paged ? "key_cache's page_size" : "key_cache's slots");
+  check.size(value_cache_, 2, key_cache.sym_size(2),
+             paged ? "key_cache's page_size" : "key_cache's slots");
   check.size(key_, 1, key_cache.sym_size(1), "key_cache's num_kv_heads");
   check.size(key_, 3, key_cache.sym_size(3), "key_cache's head_dim");
   check.size(value_, 0, B, "key's batch");
@@ -301,19 +307,20 @@ void check_positions(const Tensor& positions, int64_t tokens, int64_t capacity) 
   }
 }
 
-void check_pages(const char* op, const Tensor& block_table, int64_t batch, int64_t begin, int64_t end,
-                 int64_t page_size, int64_t num_pages) {
+void check_pages(const char* op, const Tensor& block_table, int64_t batch, int64_t begin,
+                 int64_t end, int64_t page_size, int64_t num_pages) {
   if (begin >= end) return;
   const auto pages = block_table.accessor<int32_t, 2>()[batch];
   for (int64_t i = begin / page_size; i <= (end - 1) / page_size; ++i) {
-    TORCH_CHECK_VALUE(0 <= pages[i] && pages[i] < num_pages, "mqa::", op, ": expected 0 <= block_table[",
-                      batch, ", ", i, "] < ", num_pages, " (num_pages), got ", pages[i]);
+    TORCH_CHECK_VALUE(0 <= pages[i] && pages[i] < num_pages, "mqa::", op,
+                      ": expected 0 <= block_table[", batch, ", ", i, "] < ", num_pages,
+                      " (num_pages), got ", pages[i]);
   }
 }
 
 void check_writable(const char* name, const Tensor& tensor, bool contiguous_rows) {
-  TORCH_CHECK(at::has_internal_overlap(tensor) != at::MemOverlap::Yes, "mqa::kv_append: expected ", name,
-              " not to overlap itself, got strides ", tensor.strides());
+  TORCH_CHECK(at::has_internal_overlap(tensor) != at::MemOverlap::Yes, "mqa::kv_append: expected ",
+              name, " not to overlap itself, got strides ", tensor.strides());
   TORCH_CHECK(!contiguous_rows || tensor.size(-1) <= 1 || tensor.stride(-1) == 1,
               "mqa::kv_append: expected ", name, ".stride(-1) == 1 (it is written in place), got ",
               tensor.stride(-1));
@@ -322,8 +329,8 @@ void check_writable(const char* name, const Tensor& tensor, bool contiguous_rows
 void check_head_scale(const char* name, const Tensor& scale) {
   const auto scales = scale.accessor<float, 1>();
   for (int64_t h = 0; h < scales.size(0); ++h) {
-    TORCH_CHECK_VALUE(std::isfinite(scales[h]) && scales[h] > 0, "mqa::kv_append: expected ", name, "[",
-                      h, "] > 0 and finite, got ", scales[h]);
+    TORCH_CHECK_VALUE(std::isfinite(scales[h]) && scales[h] > 0, "mqa::kv_append: expected ", name,
+                      "[", h, "] > 0 and finite, got ", scales[h]);
   }
 }
 

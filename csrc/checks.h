@@ -6,8 +6,8 @@
 
 namespace mqa {
 
-// Shapes, dtypes, devices and options: nothing that needs a tensor's contents. `op` is the name after
-// "mqa::".
+// Shapes, dtypes, devices and options: nothing that needs a tensor's contents. `op` is the name
+// after "mqa::".
 void check_attention(const char* op, const Tensor& query, const Tensor& key, const Tensor& value,
                      const AttentionOptions& options);
 void check_merge(at::TensorList outs, at::TensorList lses);
@@ -18,8 +18,8 @@ void check_kv_append(const Tensor& key_cache, const Tensor& value_cache, const T
 void check_seq_lens(const char* op, const Tensor& seq_lens, int64_t slots);
 void check_positions(const Tensor& positions, int64_t tokens, int64_t capacity);
 // Of row `batch`, the entries of the pages that hold slots [begin, end).
-void check_pages(const char* op, const Tensor& block_table, int64_t batch, int64_t begin, int64_t end,
-                 int64_t page_size, int64_t num_pages);
+void check_pages(const char* op, const Tensor& block_table, int64_t batch, int64_t begin,
+                 int64_t end, int64_t page_size, int64_t num_pages);
 void check_head_scale(const char* name, const Tensor& scale);
 
 // That kv_append can write to the tensor where it lies.

@@ -1,5 +1,6 @@
 // The one place that spells out the ops' argument lists in C++. Kernels are written over structs of
-// options; these adapters turn them into the flat functions that the dispatcher registers and calls.
+// options; these adapters turn them into the flat functions that the dispatcher registers and
+// calls.
 #pragma once
 
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -62,7 +63,7 @@ template <auto kernel>
 void flat_kv_append(const Tensor& key_cache, const Tensor& value_cache, const Tensor& key,
                     const Tensor& value, const Tensor& positions, const OptionalTensor& block_table,
                     const OptionalTensor& key_scale, const OptionalTensor& value_scale) {
-  kernel(key_cache, value_cache, key, value, positions, 
+  kernel(key_cache, value_cache, key, value, positions,
          {defined(block_table), defined(key_scale), defined(value_scale)});
 }
 

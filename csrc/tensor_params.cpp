@@ -40,8 +40,8 @@ kernels::BlockTable block_table_params(const OptionalTensor& table, const Tensor
 }
 
 kernels::Mask mask_params(const Tensor& mask) {  // expanded to [B, H_q, T, S]
-  return {mask.data_ptr(), kernel_dtype(mask), mask.stride(0), mask.stride(1), mask.stride(2),
-          mask.stride(3)};
+  return {mask.data_ptr(), kernel_dtype(mask), mask.stride(0),
+          mask.stride(1),  mask.stride(2),     mask.stride(3)};
 }
 
 int64_t window_size(const c10::SymInt& window) {
@@ -139,7 +139,7 @@ AppendCall append_call(const Tensor& key_cache, const Tensor& value_cache, const
   call.positions = positions.to(at::kLong).contiguous();
   const auto side = [](const Tensor& cache, const OptionalTensor& scale, const Tensor& source) {
     return kernels::AppendParams::Side{
-        cache_params(cache, scale), scale && scale->dim() == 1, source.size(3), source.data_ptr(),
+        cache_params(cache, scale), scale && scale->dim() == 1, source.size(3),   source.data_ptr(),
         kernel_dtype(source),       source.stride(0),           source.stride(1), source.stride(2)};
   };
   call.params = {

@@ -68,13 +68,16 @@ struct AttentionBackward : torch::autograd::Node {
   variable_list apply(variable_list&& grads) override {
     const auto self = shared_from(this);
     const Tensor out_ = out.unpack(self);
-    BackwardInputs inputs{grads[0].defined() ? grads[0] : at::zeros_like(out_), if_defined(grads[1]),
-                          out_, lse.unpack(self), {}};
+    BackwardInputs inputs{grads[0].defined() ? grads[0] : at::zeros_like(out_),
+                          if_defined(grads[1]),
+                          out_,
+                          lse.unpack(self),
+                          {}};
     for (size_t i = 0; i < inputs.output_mask.size(); ++i) {
       inputs.output_mask[i] = task_should_compute_output(i);
     }
-    const auto [query_grad, key_grad, value_grad, mask_grad, sinks_grad] = attention_backward(
-        inputs, query.unpack(), key.unpack(), value.unpack(), options.unpack());
+    const auto [query_grad, key_grad, value_grad, mask_grad, sinks_grad] =
+        attention_backward(inputs, query.unpack(), key.unpack(), value.unpack(), options.unpack());
     variable_list result{query_grad, key_grad, value_grad, mask_grad, sinks_grad};
     for (size_t i = 0; i < result.size(); ++i) {
       if (!inputs.output_mask[i]) result[i] = Tensor();
@@ -94,8 +97,8 @@ void check_differentiable(const char* op, const Tensor& query, const Tensor& key
     TORCH_CHECK_NOT_IMPLEMENTED(!(at::GradMode::is_enabled() && requires_grad(tensor)), "mqa::", op,
                                 ": ", name, " has no gradient: detach it");
   }
-  refuse_forward_mode(op, {query, key, value, value_or_undefined(o.attn_mask),
-                           value_or_undefined(o.sinks)});
+  refuse_forward_mode(
+      op, {query, key, value, value_or_undefined(o.attn_mask), value_or_undefined(o.sinks)});
 }
 
 template <class Forward>
@@ -144,8 +147,8 @@ OutAndLse attention_lse(const Tensor& query, const Tensor& key, const Tensor& va
 AttentionGrads attention_backward(const BackwardInputs& inputs, const Tensor& query,
                                   const Tensor& key, const Tensor& value,
                                   const AttentionOptions& options) {
-  AttentionGrads grads = below_autograd(
-      [&] { return mqa::attention_backward(inputs, query, key, value, options); });
+  AttentionGrads grads =
+      below_autograd([&] { return mqa::attention_backward(inputs, query, key, value, options); });
   const variable_list sources{inputs.grad_out,
                               value_or_undefined(inputs.grad_lse),
                               query,
@@ -157,8 +160,8 @@ AttentionGrads attention_backward(const BackwardInputs& inputs, const Tensor& qu
     const auto node = make_node<torch::autograd::Error>(
         "mqa::attention has no second derivative: call backward without create_graph=True",
         torch::autograd::collect_next_edges(sources));
-    const std::array<Tensor, 5> tensors = std::apply(
-        [](const auto&... grad) { return std::array<Tensor, 5>{grad...}; }, grads);
+    const std::array<Tensor, 5> tensors =
+        std::apply([](const auto&... grad) { return std::array<Tensor, 5>{grad...}; }, grads);
     for (size_t i = 0; i < tensors.size(); ++i) {
       if (inputs.output_mask[i]) torch::autograd::set_history(tensors[i], node);
     }

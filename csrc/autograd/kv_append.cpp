@@ -11,13 +11,12 @@ namespace {
 
 void kv_append(const Tensor& key_cache, const Tensor& value_cache, const Tensor& key,
                const Tensor& value, const Tensor& positions, const AppendOptions& o) {
-  for (const auto& [name, tensor] :
-       {std::pair<const char*, OptionalTensor>{"key_cache", key_cache},
-        {"value_cache", value_cache},
-        {"key", key},
-        {"value", value},
-        {"key_scale", o.key_scale},
-        {"value_scale", o.value_scale}}) {
+  for (const auto& [name, tensor] : {std::pair<const char*, OptionalTensor>{"key_cache", key_cache},
+                                     {"value_cache", value_cache},
+                                     {"key", key},
+                                     {"value", value},
+                                     {"key_scale", o.key_scale},
+                                     {"value_scale", o.value_scale}}) {
     TORCH_CHECK(!(at::GradMode::is_enabled() && tensor && tensor->requires_grad()),
                 "mqa::kv_append has no gradient, but ", name,
                 " requires one: call it under torch.no_grad() or detach it");

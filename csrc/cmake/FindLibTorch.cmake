@@ -27,6 +27,8 @@ if(Torch_DIR)
   file(STRINGS "${Torch_DIR}/TorchConfigVersion.cmake" LibTorch_VERSION LIMIT_COUNT 1
        REGEX "PACKAGE_VERSION")
   string(REGEX REPLACE ".*\"([0-9]+\\.[0-9]+).*" "\\1" LibTorch_VERSION "${LibTorch_VERSION}")
+  set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS
+                                         "${Torch_DIR}/TorchConfigVersion.cmake")
 endif()
 
 include(FindPackageHandleStandardArgs)

@@ -1,11 +1,12 @@
-// Gradients of attention, recomputed with ATen from the saved lse. Holds matrices of [B, H_q, T, S].
+// Gradients of attention, recomputed with ATen from the saved lse. Holds matrices of [B, H_q, T,
+// S].
 //
 // With p = exp(score - lse), dp = grad_out value^T and z = sum_j p dp - grad_lse:
 //   grad_value = p^T grad_out
 //   d_score    = p (dp - z)                       (the gradient of an added mask)
 //   d_sink     = -exp(sink - lse) z
-// and from d_score through softcap and scale to grad_query and grad_key. Query heads that share a KV
-// head are folded into rows, so the sum over them is part of the matrix product.
+// and from d_score through softcap and scale to grad_query and grad_key. Query heads that share a
+// KV head are folded into rows, so the sum over them is part of the matrix product.
 #include <ATen/ATen.h>
 #include <ATen/ExpandUtils.h>
 #include <torch/library.h>
@@ -19,7 +20,8 @@
 namespace mqa::cpu {
 namespace {
 
-// Page pool [num_pages, H_kv, page_size, D] -> [B, H_kv, S, D]. Unused table entries may hold anything.
+// Page pool [num_pages, H_kv, page_size, D] -> [B, H_kv, S, D]. Unused table entries may hold
+// anything.
 Tensor gather_pages(const Tensor& pool, const Tensor& block_table) {
   const int64_t B = block_table.size(0), pages = block_table.size(1);
   const Tensor ids = block_table.reshape(-1).to(at::kLong).clamp_min(0);
@@ -40,10 +42,11 @@ Tensor scatter_pages(const Tensor& grad, const Tensor& pool, const Tensor& block
 }
 
 // The cache as the scores see it: dequantised, unpaged, zero beyond the valid slots.
-Tensor dense_cache(const Tensor& cache, const OptionalTensor& scale, const OptionalTensor& block_table,
-                   const Tensor& valid, at::ScalarType dtype) {
+Tensor dense_cache(const Tensor& cache, const OptionalTensor& scale,
+                   const OptionalTensor& block_table, const Tensor& valid, at::ScalarType dtype) {
   Tensor dense = cache.to(dtype);
-  if (scale) dense = dense * (scale->dim() == 1 ? scale->view({1, -1, 1, 1}) : scale->unsqueeze(-1));
+  if (scale)
+    dense = dense * (scale->dim() == 1 ? scale->view({1, -1, 1, 1}) : scale->unsqueeze(-1));
   if (block_table) dense = gather_pages(dense, *block_table);
   return dense.masked_fill(valid.logical_not().transpose(2, 3), 0);
 }

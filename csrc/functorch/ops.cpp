@@ -1,4 +1,5 @@
-// vmap: attention goes through PyTorch's loop over the batch; the others would fail obscurely there.
+// vmap: attention goes through PyTorch's loop over the batch; the others would fail obscurely
+// there.
 #include <torch/library.h>
 
 #include "../library.h"
@@ -6,8 +7,9 @@
 namespace {
 
 void refuse_vmap(const c10::OperatorHandle& op, torch::jit::Stack*) {
-  TORCH_CHECK_NOT_IMPLEMENTED(false, op.schema().name(),
-                              " cannot be used inside torch.func.vmap: give it a larger batch instead");
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      false, op.schema().name(),
+      " cannot be used inside torch.func.vmap: give it a larger batch instead");
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// Conversions between float and the 16- and 8-bit storage formats, as branch-free bit arithmetic that
-// compilers vectorise. Rounding is to nearest even.
+// Conversions between float and the 16- and 8-bit storage formats, as branch-free bit arithmetic
+// that compilers vectorise. Rounding is to nearest even.
 #pragma once
 
 #include <bit>
@@ -22,8 +22,7 @@ inline uint16_t float_to_bfloat16(float x) {
 // corrects, subnormals included.
 inline float float16_to_float(uint16_t x) {
   const uint32_t magnitude = uint32_t{x} & 0x7fff;
-  const uint32_t finite =
-      std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude << 13) * 0x1p112f);
+  const uint32_t finite = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude << 13) * 0x1p112f);
   const uint32_t bits = magnitude >= 0x7c00 ? 0x7f800000 | (magnitude << 13) : finite;
   return std::bit_cast<float>(bits | (uint32_t{x} & 0x8000) << 16);
 }
@@ -44,8 +43,7 @@ inline uint16_t float_to_float16(float x) {
 // float8_e4m3fn: bias 7, no infinity, NaN is 0x7f, largest value 448.
 inline float float8_to_float(uint8_t x) {
   const uint32_t magnitude = uint32_t{x} & 0x7f;
-  const uint32_t finite =
-      std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude << 20) * 0x1p120f);
+  const uint32_t finite = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude << 20) * 0x1p120f);
   const uint32_t bits = magnitude == 0x7f ? 0x7fc00000 : finite;
   return std::bit_cast<float>(bits | (uint32_t{x} & 0x80) << 24);
 }

@@ -1,8 +1,8 @@
 // What the kernels compute, in plain structs: pointers, sizes, strides and options. No torch.
 // Strides count elements. The last dimension of query, key, value and out is contiguous.
 //
-// B batch, H_q / H_kv query and KV heads, G = H_q / H_kv, T new tokens, S cache slots, D head_dim of
-// query and key, D_v head_dim of value and out.
+// B batch, H_q / H_kv query and KV heads, G = H_q / H_kv, T new tokens, S cache slots, D head_dim
+// of query and key, D_v head_dim of value and out.
 #pragma once
 
 #include <cstdint>
@@ -49,7 +49,8 @@ struct Cache {
   Scales scales;  // data is null unless the dtype is quantised
 };
 
-// Which page holds slots [i * page_size, (i + 1) * page_size) of a row; null for a contiguous cache.
+// Which page holds slots [i * page_size, (i + 1) * page_size) of a row; null for a contiguous
+// cache.
 struct BlockTable {
   const int32_t* pages = nullptr;
   int64_t row_stride = 0, page_stride = 0;
@@ -115,8 +116,8 @@ struct MergeParams {
 // Calls body(begin, end) over disjoint ranges that cover [0, count).
 struct Threads {
   int64_t count = 1;
-  std::function<void(int64_t count, const std::function<void(int64_t, int64_t)>& body)> parallel_for =
-      [](int64_t count, const auto& body) { body(0, count); };
+  std::function<void(int64_t count, const std::function<void(int64_t, int64_t)>& body)>
+      parallel_for = [](int64_t count, const auto& body) { body(0, count); };
 };
 
 }  // namespace mqa::kernels

@@ -12,7 +12,8 @@ namespace {
 
 Tensor empty_out(const Tensor& query, const Tensor& value) {
   return at::empty_symint(
-      {query.sym_size(0), query.sym_size(1), query.sym_size(2), value.sym_size(3)}, query.options());
+      {query.sym_size(0), query.sym_size(1), query.sym_size(2), value.sym_size(3)},
+      query.options());
 }
 
 Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value,

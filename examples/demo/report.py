@@ -12,6 +12,7 @@ from statistics import median
 
 import jinja2
 import torch
+
 from mqa.table import format_table
 from mqa.units import format_bytes
 from plot import draw
@@ -93,7 +94,7 @@ def table_rows(report: Report) -> list[tuple[str, list[str]]]:
     context = f"{report.long_context:,} tokens"
     rows = [
         ("KV heads", [str(v.num_kv_heads) for v in variants]),
-        ("cache per token", [format_bytes(v.token_bytes) for v in variants]),
+        ("cache per token (float32)", [format_bytes(v.token_bytes) for v in variants]),
         (f"cache at {context}", [format_bytes(v.long_cache_bytes) for v in variants]),
     ]
     speeds = {
@@ -104,6 +105,6 @@ def table_rows(report: Report) -> list[tuple[str, list[str]]]:
     for name, samples in speeds.items():
         for engine in samples[0]:
             values = [f"{median(variant[engine]):.1f}" for variant in samples]
-            rows.append((f"{name}, tokens/s, {engine}", values))
+            rows.append((f"{name}, {engine} (tokens/s)", values))
     rows.append(("negative log-likelihood per token", [f"{v.nll:.3f}" for v in variants]))
     return rows

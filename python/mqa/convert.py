@@ -42,5 +42,4 @@ def _resize(heads: Tensor, count: int) -> Tensor:
     old = heads.size(0)
     if count >= old:
         return torch.repeat_interleave(heads, count // old, dim=0)
-    groups = heads.view(count, old // count, *heads.shape[1:])
-    return groups.mean(1, dtype=torch.float32).to(heads.dtype)
+    return heads.view(count, old // count, *heads.shape[1:]).mean(1)

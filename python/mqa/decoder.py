@@ -24,8 +24,10 @@ class NewTokens(NamedTuple):
 
     positions: Tensor  # [B] slot of each row's first new token
     slots: Tensor  # [B, T] slot of every new token
+    seq_lens: Tensor  # [B] filled slots of each row, these tokens included
     cos: Tensor  # [B, 1, T, D / 2] rotary embedding
     sin: Tensor
+    visible: Tensor | None  # [B, 1, T, S] slots that a token sees; for attend_torch only
 
 
 class RotaryEmbedding(nn.Module):
@@ -64,13 +66,12 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).type_as(x)
 
 
-def grow(cache: Tensor, new: Tensor, slots: Tensor) -> Tensor:
-    """A copy of `cache`, enlarged to the last of `slots [B, T]`, with `new [B, H_kv, T, D]` put in.
+def grow(cache: Tensor, new: Tensor, slots: Tensor, size: int) -> Tensor:
+    """A copy of `cache`, enlarged to `size` slots, with `new [B, H_kv, T, D]` at `slots [B, T]`.
 
     This is the `torch.cat` of a plain PyTorch decoder, for rows that may differ in length.
     """
-    missing = int(slots.max().item()) + 1 - cache.size(2)
-    room = new.new_zeros([new.size(0), new.size(1), max(missing, 0), new.size(3)])
+    room = new.new_zeros([new.size(0), new.size(1), size - cache.size(2), new.size(3)])
     index = slots[:, None, :, None].expand_as(new)
     return torch.cat([cache, room], 2).scatter_(2, index, new)
 
@@ -99,8 +100,7 @@ class Attention(nn.Module):
             out = self.attend_mqa(query, key, value, new, cache)
         else:
             out = self.attend_torch(query, key, value, new, cache)
-        projected: Tensor = self.o_proj(out.transpose(1, 2).flatten(2))
-        return projected
+        return self.o_proj(out.transpose(1, 2).flatten(2))
 
     def split_heads(self, x: Tensor) -> Tensor:
         """`[B, T, H * D]` to `[B, H, T, D]`."""
@@ -112,20 +112,17 @@ class Attention(nn.Module):
         """Append to the preallocated cache in place, then attend to its valid slots."""
         keys, values = cache[self.key_index], cache[self.value_index]
         torch.ops.mqa.kv_append(keys, values, key, value, new.positions)
-        seq_lens = new.positions + query.size(2)
-        out: Tensor = torch.ops.mqa.attention(
-            query, keys, values, is_causal=True, seq_lens=seq_lens
-        )
-        return out
+        return torch.ops.mqa.attention(query, keys, values, is_causal=True, seq_lens=new.seq_lens)
 
     def attend_torch(
         self, query: Tensor, key: Tensor, value: Tensor, new: NewTokens, cache: list[Tensor]
     ) -> Tensor:
         """Plain PyTorch: replace the cache tensors by larger ones and mask what is ahead."""
-        keys = grow(cache[self.key_index], key, new.slots)
-        values = grow(cache[self.value_index], value, new.slots)
+        visible = new.visible
+        assert visible is not None
+        keys = grow(cache[self.key_index], key, new.slots, visible.size(3))
+        values = grow(cache[self.value_index], value, new.slots, visible.size(3))
         cache[self.key_index], cache[self.value_index] = keys, values
-        visible = torch.arange(keys.size(2), device=keys.device) <= new.slots[:, None, :, None]
         return nn.functional.scaled_dot_product_attention(
             query, keys, values, attn_mask=visible, enable_gqa=True
         )
@@ -142,9 +139,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, T, hidden_size]` to the same."""
-        gated = nn.functional.silu(self.gate_proj(x)) * self.up_proj(x)
-        projected: Tensor = self.down_proj(gated)
-        return projected
+        return self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class DecoderLayer(nn.Module):
@@ -160,8 +155,7 @@ class DecoderLayer(nn.Module):
     def forward(self, x: Tensor, new: NewTokens, cache: list[Tensor]) -> Tensor:
         """`[B, T, hidden_size]` to the same."""
         x = x + self.self_attn(self.input_layernorm(x), new, cache)
-        x = x + self.mlp(self.post_attention_layernorm(x))
-        return x
+        return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class Decoder(nn.Module):
@@ -259,14 +253,18 @@ class Decoder(nn.Module):
 
     def hidden(self, tokens: Tensor, positions: Tensor, cache: list[Tensor]) -> Tensor:
         """Final hidden states `[B, T, hidden_size]` of `tokens`, which the cache then holds."""
-        slots = positions.unsqueeze(1) + torch.arange(tokens.size(1), device=tokens.device)
+        num_new = tokens.size(1)
+        slots = positions.unsqueeze(1) + torch.arange(num_new, device=tokens.device)
         cos, sin = self.rotary(slots)
-        new = NewTokens(positions, slots, cos, sin)
-        x: Tensor = self.embed_tokens(tokens)
+        visible: Tensor | None = None
+        if self.attention_impl == "torch":
+            size = max(int(slots.max().item()) + 1, cache[0].size(2))
+            visible = torch.arange(size, device=tokens.device) <= slots[:, None, :, None]
+        new = NewTokens(positions, slots, positions + num_new, cos, sin, visible)
+        x = self.embed_tokens(tokens)
         for layer in self.layers:
             x = layer(x, new, cache)
-        x = self.norm(x)
-        return x
+        return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every token of the vocabulary, float32 `[..., vocab]`."""

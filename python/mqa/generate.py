@@ -70,7 +70,7 @@ def generate(
     tokens, lengths = tokens.to(device), lengths.to(device)
     for _ in range(max_new_tokens):
         positions = cache.reserve(tokens.size(1))
-        logits = model.extend(tokens, lengths.clamp(min=1), positions, cache.tensors)
+        logits = model.extend(tokens, lengths, positions, cache.tensors)
         cache.advance(lengths)
         chosen = choose(logits, temperature, top_k, top_p, generators)
         for b, token in enumerate(chosen.tolist()):
@@ -81,8 +81,8 @@ def generate(
                     on_token(b, token)
         if not any(running):
             break
-        # A finished sequence stays in the batch but no longer grows.
-        tokens, lengths = chosen.unsqueeze(1), torch.tensor(running, device=device).long()
+        # A finished sequence stays in the batch; what it goes on to say is dropped.
+        tokens, lengths = chosen.unsqueeze(1), torch.ones_like(lengths)
     return outputs
 
 

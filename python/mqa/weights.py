@@ -112,8 +112,7 @@ def load_safetensors(folder: str | Path, dtype: torch.dtype = torch.float32) -> 
 
     def read(name: str) -> Tensor:
         shard, key = tensors[name]
-        tensor: Tensor = shard.get_tensor(key)
-        return tensor
+        return shard.get_tensor(key)
 
     return _assemble(config, names, read, dtype, f"load_safetensors: {folder}")
 

@@ -84,9 +84,8 @@ TEST_F(Api, GradientsFlow) {
 TEST_F(Api, ErrorsNameOpArgumentExpectationAndActual) {
   expect_error("mqa::attention: expected key.size(-1) == 16 (query's head_dim), got 8",
                [&] { mqa::attention(query, key.narrow(3, 0, 8), value); });
-  expect_error("mqa::attention_lse: expected 0 <= seq_lens[1] <= 5 (key's slots), got 6", [&] {
-    mqa::attention_lse(query, key, value, {.seq_lens = at::tensor({1, 6})});
-  });
+  expect_error("mqa::attention_lse: expected 0 <= seq_lens[1] <= 5 (key's slots), got 6",
+               [&] { mqa::attention_lse(query, key, value, {.seq_lens = at::tensor({1, 6})}); });
   expect_error("mqa::merge: expected len(lses) == 1 (one per part in outs), got 0",
                [&] { mqa::merge({query}, {}); });
   const Tensor cache = at::zeros({2, 2, 9, 16});

@@ -1,7 +1,5 @@
 """Shared set-up: every test starts from one seed, Hypothesis prints how to repeat a failure."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -15,11 +13,3 @@ settings.load_profile("mqa")
 @pytest.fixture(autouse=True)
 def fixed_seed() -> None:
     torch.manual_seed(0)
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    """Restores the number of threads that the test changed."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)

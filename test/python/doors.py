@@ -35,7 +35,7 @@ def fake(op: str, arguments: Arguments) -> Any:
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], arguments: Arguments) -> Arguments:
-    return torch.utils._pytree.tree_map_only(Tensor, function, arguments)
+    return torch.utils._pytree.tree_map_only(Tensor, function, dict(arguments))
 
 
 @cache

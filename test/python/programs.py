@@ -23,6 +23,7 @@ def refusal(*command: str | Path) -> str:
     sentence, end = result.stderr[:-1], result.stderr[-1:]
     assert end == "\n"
     assert sentence.isprintable(), sentence  # one line
+    assert ". " not in sentence, sentence
     assert sentence.startswith(f"{Path(command[0]).name}: "), sentence
     assert "Exception" not in sentence
     return sentence

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import mqa
 import oracle
-from cases import FLOATS, QUANTISED, Case, build, quantised
+from cases import FLOATS, QUANTISED, Case, build, quantised, random_mask
 from strategies import attention_cases
 from transforms import paged
 
@@ -54,6 +54,45 @@ def check(case: Case) -> None:
 @given(attention_cases())
 def test_any_call(case: Case) -> None:
     check(case)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"is_causal": True},
+        {"scale": 0.3},
+        {"attn_mask": random_mask(torch.bool, (6, 1, 17))},
+        {"attn_mask": random_mask(torch.float64, (2, 1, 17, 17))},
+    ],
+)
+def test_the_oracle_agrees_with_torch(options: dict[str, Any]) -> None:
+    case = build(T=17, S=17, D_v=8, dtype=torch.float64, **options)
+    out = torch.nn.functional.scaled_dot_product_attention(**case, enable_gqa=True)
+    torch.testing.assert_close(oracle.attention(**case)[0], out)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("name", ["query", "key", "value"])
+def test_a_visible_nan_is_not_hidden(name: str, dtype: torch.dtype) -> None:
+    case = build(B=1, H_kv=1, T=2, S=40, dtype=dtype)
+    case[name][0, 0, 1, 3] = torch.nan
+    spoiled = mqa.attention(**case).isnan()
+    expected = torch.zeros_like(spoiled)
+    if name == "query":
+        expected[0, 0, 1] = True
+    elif name == "key":
+        expected[:] = True
+    else:
+        expected[..., 3] = True
+    assert torch.equal(spoiled, expected)
+
+
+def test_mask_without_dimensions() -> None:
+    case = build()
+    for mask, same in [(torch.tensor(True), True), (torch.tensor(False), False)]:
+        out = mqa.attention(**case, attn_mask=mask)
+        assert torch.equal(out, mqa.attention(**case) if same else torch.zeros_like(out))
 
 
 GROUPS = [3, 5, 7, 9, 13, 26, 48, 71]

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 import mqa
-from bpe import train
+from bpe import BYTES_ONLY, train
 from decoders import tiny_decoder
 from programs import program, refusal
 
@@ -125,6 +125,22 @@ def test_text_is_what_the_tokens_decode_to_and_is_streamed(exported: Exported) -
     )
 
 
+def test_text_that_ends_within_a_character(exported: Exported) -> None:
+    decode = exported.tokenizer.decode
+    continuation_byte = exported.tokenizer.token_to_id(BYTES_ONLY.pre_tokenize_str("\x80")[0][0][1])
+
+    def is_cut(tokens: list[int]) -> bool:
+        """Whether one more continuation byte would not be one more damaged character."""
+        text, longer = decode(tokens), decode([*tokens, continuation_byte])
+        return text[-1] == "\ufffd" and longer.count("\ufffd") == text.count("\ufffd")
+
+    options = {"prompt": PROMPT, "temperature": 3, "max_new_tokens": 90}
+    tokens = run_json(exported.file, **options)["tokens"]
+    length = next(n for n in range(1, 90) if is_cut(tokens[:n]))
+    result = run_json(exported.file, **options | {"max_new_tokens": length})
+    assert result["text"] == decode(tokens[:length])
+
+
 def test_generation_ends_at_an_end_of_text_token(exported: Exported, tmp_path: Path) -> None:
     free = exported.expected()
     stop = next(token for token in free[3:] if token not in free[:3])
@@ -147,6 +163,7 @@ def test_capacity_and_threads_leave_the_tokens_alone(exported: Exported) -> None
     result = run_json(exported.file, capacity=100, threads=2, **options)
     assert result["tokens"] == exported.expected()
     assert result["cache_bytes"] == 2 * 2 * 2 * 100 * 8 * 4
+    assert result["threads"] == 2
 
 
 def test_without_a_tokenizer_tokens_go_in_and_out(exported: Exported, tmp_path: Path) -> None:

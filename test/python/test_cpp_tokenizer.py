@@ -10,9 +10,9 @@ from typing import Any, Self
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, processors
+from tokenizers import Tokenizer, models, processors
 
-from bpe import ALPHABET, CORPUS, PRE_TOKENIZERS, SPECIAL_TOKENS, train
+from bpe import ALPHABET, BYTES_ONLY, CORPUS, PRE_TOKENIZERS, SPECIAL_TOKENS, train
 from programs import program, refusal
 
 TEXTS = [
@@ -123,12 +123,26 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
         yield cpp, reference
 
 
+# The first or last character with its leading byte. Without its second byte no character begins.
+EDGES = "\u0800\ud7ff\U00010000\U0010ffff"
+SECOND_BYTES = [BYTES_ONLY.pre_tokenize_str(edge)[0][0][1] for edge in EDGES]
+
 VARIANTS: dict[str, Callable[[], Tokenizer]] = {
-    "bytes without a token vanish": lambda: train(alphabet=ALPHABET[::2]),
-    "bytes without a token are unknown": lambda: train(alphabet=ALPHABET[::2], unk_token="<|end|>"),
+    "bytes without a token vanish": lambda: train(without=ALPHABET[::2]),
+    "bytes without a token are unknown": lambda: train(without=ALPHABET[::2], unk_token="<|end|>"),
+    "characters lose their second byte": lambda: train(without=SECOND_BYTES),
     "whole words before merges": lambda: words_first(train()),
+    "merges that take each other's letters": lambda: rivals(train()),
     "a template around the text": lambda: framed(train()),
 }
+
+
+def rivals(tokenizer: Tokenizer) -> Tokenizer:
+    """In "abcd", "bc" comes first and then takes "d", not "a"."""
+    tokens = ["a", "b", "c", "d", "bc", "ab", "bcd", "abc"]
+    merges = [("b", "c"), ("a", "b"), ("bc", "d"), ("a", "bc")]
+    tokenizer.model = models.BPE({token: i for i, token in enumerate(tokens)}, merges)
+    return tokenizer
 
 
 def words_first(tokenizer: Tokenizer) -> Tokenizer:
@@ -157,7 +171,7 @@ def framed(tokenizer: Tokenizer) -> Tokenizer:
 def test_variants(variant: str, tmp_path: Path) -> None:
     reference = VARIANTS[variant]()
     with CppTokenizer(reference, tmp_path) as cpp:
-        for text in [*TEXTS, "xyzzy xyzz"]:
+        for text in [*TEXTS, EDGES, "xyzzy xyzz", "abcd abc bcd"]:
             assert_same((cpp, reference), text)
 
 

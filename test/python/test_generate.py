@@ -2,6 +2,7 @@
 
 from collections import Counter
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -58,10 +59,12 @@ def test_a_sequence_ends_before_its_stop_token_and_the_others_go_on() -> None:
     assert mqa.generate(configured, PROMPTS, 20) == [free[0][:cut], *free[1:]]
 
 
-def test_generation_ends_when_all_have_stopped() -> None:
+def test_generation_ends_when_all_have_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_decoder()
-    everything = range(VOCAB_SIZE)
-    assert mqa.generate(model, PROMPTS, 20, stop_tokens=everything) == [[], [], []]
+    extend = MagicMock(wraps=model.extend)
+    monkeypatch.setattr(model, "extend", extend)
+    assert mqa.generate(model, PROMPTS, 20, stop_tokens=range(VOCAB_SIZE)) == [[], [], []]
+    assert extend.call_count == 1
 
 
 def test_tokens_are_streamed_step_by_step_in_the_order_of_the_prompts() -> None:

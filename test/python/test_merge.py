@@ -61,9 +61,8 @@ def test_is_attention_over_the_concatenated_keys(dtype: torch.dtype, tolerance: 
 
 def test_a_part_without_keys_is_neutral() -> None:
     (out, *_), (lse, *_) = random_parts(1, (2, 3, 4, 8), torch.float32)
-    nothing = torch.zeros_like(out), torch.full_like(lse, -torch.inf)
-    for order in (0, 1):
-        parts = [(out, lse), nothing] if order == 0 else [nothing, (out, lse)]
+    nothing = torch.full_like(out, torch.nan), torch.full_like(lse, -torch.inf)
+    for parts in ([(out, lse), nothing], [nothing, (out, lse)]):
         merged = mqa.merge([part[0] for part in parts], [part[1] for part in parts])
         assert torch.equal(merged[0], out)
         assert torch.equal(merged[1], lse)

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 import mqa
 from decoders import all_logits, random_tokens, tiny_decoder
+from mqa.config import RopeScaling
 
 # Rows must be multiples of 32, the block size of quantised tensors.
 SIZES = {"hidden_size": 64, "num_heads": 4, "num_kv_heads": 2, "head_dim": 16}
@@ -23,6 +24,13 @@ QUANTISED = {
     "layers.0.mlp.down_proj.weight": gguf.GGMLQuantizationType.Q4_1,
     "layers.1.self_attn.q_proj.weight": gguf.GGMLQuantizationType.Q8_0,
     "layers.1.self_attn.k_proj.weight": gguf.GGMLQuantizationType.F16,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
 }
 GGUF_NAMES = {
     "embed_tokens": "token_embd",
@@ -233,6 +241,20 @@ def test_weights_are_rounded_to_the_wanted_dtype(dtype: torch.dtype, folder: Pat
             assert torch.equal(weight, exact.state_dict()[name].to(dtype)), name
 
 
+def test_both_spellings_of_rope_scaling_are_read(folder: Path) -> None:
+    change_config(folder, rope_theta=500.0, rope_scaling=LLAMA3_ROPE)
+    older = mqa.load_safetensors(folder).config
+    assert older.rope_theta == 500.0
+    assert older.rope_scaling == RopeScaling(8.0, 1.0, 4.0, 32)
+    change_config(
+        folder,
+        rope_theta="absent",
+        rope_scaling="absent",
+        rope_parameters=LLAMA3_ROPE | {"rope_theta": 500.0},
+    )
+    assert mqa.load_safetensors(folder).config == older
+
+
 def test_redundant_tensors_of_older_files_are_left_out(folder: Path) -> None:
     expected = mqa.load_safetensors(folder).state_dict()
     weights = load_file(folder / "model.safetensors")
@@ -281,6 +303,7 @@ def test_shards_are_put_together(folder: Path) -> None:
         ({"rope_parameters": {"rope_type": "yarn"}}, "to be 'llama3', got 'yarn'"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "with partial_rotary_factor = 0.5"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "to have a .*, got none"),
+        ({"rope_scaling": LLAMA3_ROPE | {"factor": "big"}}, "expected factor > 0, got 'big'"),
         ({"rope_theta": "big"}, "expected rope_theta > 0, got 'big'"),
         ({"num_hidden_layers": "absent"}, "expected num_hidden_layers to be a positive integer"),
         ({"hidden_size": 48.0}, "expected hidden_size to be a positive integer, got 48.0"),

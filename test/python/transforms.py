@@ -55,7 +55,7 @@ def paged(case: Case, page_size: int) -> Case:
 
 def batch_rows(case: Case, rows: list[int]) -> Case:
     """Some sequences of the batch, in another order."""
-    index = torch.tensor(rows)
+    index = torch.tensor(rows, dtype=torch.long)
     part = case.but(query=case["query"][index])
     for name in ("seq_lens", "block_table"):
         if name in case:

@@ -33,7 +33,8 @@ void append_row(const Side& side, int64_t batch, int64_t head, int64_t token, in
   const Cache& cache = side.cache;
   const int64_t from = batch * side.source_batch_stride + head * side.source_head_stride +
                        token * side.source_token_stride;
-  const int64_t to = cache_row * cache.row_stride + head * cache.head_stride + slot * cache.slot_stride;
+  const int64_t to =
+      cache_row * cache.row_stride + head * cache.head_stride + slot * cache.slot_stride;
   if (side.source_dtype == cache.dtype) {
     const int64_t bytes = size_of(cache.dtype);
     std::memcpy(static_cast<char*>(cache.data) + to * bytes,
@@ -77,7 +78,8 @@ void append_tokens(const AppendParams& p, int64_t begin, int64_t end) {
 
 void append(const AppendParams& params, const Threads& threads) {
   threads.parallel_for(params.B * params.T, [&](int64_t begin, int64_t end) {
-    if (params.key.source_dtype == DType::kFloat64) return append_tokens<double>(params, begin, end);
+    if (params.key.source_dtype == DType::kFloat64)
+      return append_tokens<double>(params, begin, end);
     return append_tokens<float>(params, begin, end);
   });
 }

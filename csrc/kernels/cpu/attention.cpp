@@ -1,9 +1,10 @@
 // The attention driver: work items, chunks of keys, the fixed order in which partial results meet.
 //
 // A work item is (batch, KV head, tile of folded query rows). Its keys are cut into chunks at fixed
-// absolute positions; each chunk gives a partial result, and the partials of a row are folded from the
-// first chunk to the last. Whether the chunks of an item run one after the other or side by side
-// changes nothing in that order, so a row's bits depend neither on the thread count nor on the batch.
+// absolute positions; each chunk gives a partial result, and the partials of a row are folded from
+// the first chunk to the last. Whether the chunks of an item run one after the other or side by
+// side changes nothing in that order, so a row's bits depend neither on the thread count nor on the
+// batch.
 #include "attention.h"
 
 #include <algorithm>
@@ -21,7 +22,8 @@ namespace mqa::kernels::cpu {
 namespace {
 
 constexpr int64_t kChunkKeys = 512;
-// Fewer items than this per thread are split over keys; that many chunk results per thread are held.
+// Fewer items than this per thread are split over keys; that many chunk results per thread are
+// held.
 constexpr int64_t kItemsPerThread = 4;
 
 // Below this many multiplications waking other threads costs more than it gains.

@@ -3,10 +3,10 @@
 
 namespace mqa::kernels::cpu {
 
-#define MQA_DECLARE_ISA(isa)                     \
-  namespace isa {                                \
-  extern const TileOps<float> float_tile_ops;    \
-  extern const TileOps<double> double_tile_ops;  \
+#define MQA_DECLARE_ISA(isa)                    \
+  namespace isa {                               \
+  extern const TileOps<float> float_tile_ops;   \
+  extern const TileOps<double> double_tile_ops; \
   }
 MQA_DECLARE_ISA(generic)
 #ifdef __x86_64__

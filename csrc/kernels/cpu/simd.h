@@ -1,11 +1,12 @@
-// The machine's widest vector of Acc (float or double) for the ISA this file is compiled for, with the
-// few operations that GCC's and clang's vector extensions lack.
+// The machine's widest vector of Acc (float or double) for the ISA this file is compiled for, with
+// the few operations that GCC's and clang's vector extensions lack.
 #pragma once
 
 #include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -72,53 +73,39 @@ inline V multiply_add(V a, V b, V c) {
 #endif
 }
 
-// Folds the upper half of the lanes onto the lower half until one lane is left.
-template <class Acc, int kWidth = kLanes<Acc>>
-inline Acc sum_lanes(const Acc* x) {
-  if constexpr (kWidth == 1) {
+// Of each run of kCount lanes: one half of a's run, then the same half of b's.
+template <class Acc, int kCount, bool kUpperHalf, int... i>
+inline Vector<Acc> halves(Vector<Acc> a, Vector<Acc> b, std::integer_sequence<int, i...>) {
+  constexpr int kHalf = kCount / 2;
+  return __builtin_shufflevector(a, b,
+                                 ((i % kCount < kHalf ? 0 : kLanes<Acc>)+i / kCount * kCount +
+                                  i % kHalf + (kUpperHalf ? kHalf : 0))...);
+}
+
+// Lane i of the result is the sum over the lanes of x[i], for as many vectors as a vector has
+// lanes. Each sum folds the upper half of its lanes onto the lower half until one is left; vectors
+// i and i + kCount / 2 share a vector from there on, so that all of them cost little more than one
+// each.
+template <class Acc, int kCount = kLanes<Acc>>
+inline Vector<Acc> sum_lanes_of_each(const Vector<Acc>* x) {
+  if constexpr (kCount == 1) {
     return x[0];
   } else {
-    Acc half[kWidth / 2];
-    for (int i = 0; i < kWidth / 2; ++i) half[i] = x[i] + x[i + kWidth / 2];
-    return sum_lanes<Acc, kWidth / 2>(half);
+    constexpr std::make_integer_sequence<int, kLanes<Acc>> kAll;
+    Vector<Acc> folded[kCount / 2];
+    for (int i = 0; i < kCount / 2; ++i) {
+      const Vector<Acc> a = x[i], b = x[i + kCount / 2];
+      folded[i] = halves<Acc, kCount, false>(a, b, kAll) + halves<Acc, kCount, true>(a, b, kAll);
+    }
+    return sum_lanes_of_each<Acc, kCount / 2>(folded);
   }
 }
 
 template <class Acc>
 inline Acc sum_lanes(Vector<Acc> x) {
-  Acc lanes[kLanes<Acc>];
-  store(lanes, x);
-  return sum_lanes<Acc>(lanes);
-}
-
-// The same sums for four vectors at once.
-inline void sum_lanes_of_four(const Vector<double>* x, double* sums) {
-  for (int i = 0; i < 4; ++i) sums[i] = sum_lanes<double>(x[i]);
-}
-
-inline void sum_lanes_of_four(const Vector<float>* x, float* sums) {
-  typedef float Quad __attribute__((vector_size(16)));
-  Quad q[4];
-  for (int i = 0; i < 4; ++i) {
-#if defined(__AVX512F__)
-    const __m512 v = (__m512)x[i];
-    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
-    q[i] = (Quad)_mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
-#elif defined(__AVX2__)
-    const __m256 v = (__m256)x[i];
-    q[i] = (Quad)_mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-#else
-    q[i] = x[i];
-#endif
-  }
-#if defined(__x86_64__)
-  _MM_TRANSPOSE4_PS(q[0], q[1], q[2], q[3]);
-#else
-  const Quad rows[4] = {q[0], q[1], q[2], q[3]};
-  for (int i = 0; i < 4; ++i) q[i] = Quad{rows[0][i], rows[1][i], rows[2][i], rows[3][i]};
-#endif
-  const Quad result = (q[0] + q[2]) + (q[1] + q[3]);
-  std::memcpy(sums, &result, sizeof result);
+  Vector<Acc> all[kLanes<Acc>];
+  for (Vector<Acc>& same : all) same = x;
+  return sum_lanes_of_each<Acc>(all)[0];
 }
 
 template <class Acc>
@@ -129,14 +116,17 @@ inline Acc max_lanes(Vector<Acc> x) {
 }
 
 // e^x for x <= 0, within 2 ulp; exactly 1 at 0 and exactly 0 below the smallest normal number. NaN
-// stays NaN. x = n ln 2 + r with |r| <= ln(2) / 2; e^r by its Taylor series, 2^n by the exponent bits.
+// stays NaN. x = n ln 2 + r with |r| <= ln(2) / 2; e^r by its Taylor series, 2^n by the exponent
+// bits.
 inline Vector<float> exp_nonpositive(Vector<float> x) {
   typedef uint32_t Bits __attribute__((vector_size(kVectorBytes)));
-  constexpr float kRound = 0x1.8p23f;  // adding it rounds to an integer, kept in the low mantissa bits
+  constexpr float kRound =
+      0x1.8p23f;  // adding it rounds to an integer, kept in the low mantissa bits
   constexpr float kLog2E = 0x1.715476p0f, kLn2High = 0x1.62e400p-1f, kLn2Low = 0x1.7f7d1cp-20f;
   const Vector<float> shifted = multiply_add(x, broadcast(kLog2E), broadcast(kRound));
   const Vector<float> n = shifted - kRound;
-  const Vector<float> r = multiply_add(n, broadcast(-kLn2Low), multiply_add(n, broadcast(-kLn2High), x));
+  const Vector<float> r =
+      multiply_add(n, broadcast(-kLn2Low), multiply_add(n, broadcast(-kLn2High), x));
   Vector<float> series = broadcast(1.f / 5040);
   for (float coefficient : {1.f / 720, 1.f / 120, 1.f / 24, 1.f / 6, 1.f / 2, 1.f, 1.f}) {
     series = multiply_add(series, r, broadcast(coefficient));

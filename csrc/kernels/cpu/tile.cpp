@@ -3,11 +3,12 @@
 // Portable code over the widest vector of the ISA it is compiled for; MQA_ISA names that ISA.
 //
 // The bit contract lives here. The sums over D (lanes, then a fixed tree), over the keys of a block
-// (lanes) and over blocks (in order) do not depend on how many rows or keys are handled at once, and a
-// key that a row does not see contributes an exact zero.
+// (lanes) and over blocks (in order) do not depend on how many rows or keys are handled at once,
+// and a key that a row does not see contributes an exact zero.
 //
 // Where the time goes: scores are dot products with the lanes along D, so no transposition of the
-// keys; each costs a sum over lanes, which for large tiles and D = 64 is about a third of the time.
+// keys. Each needs a sum over lanes; taken for a vector of scores at once those cost about as much
+// as the products at D = 64 and half of that at D = 128.
 #include "tile.h"
 
 #include <cmath>
@@ -20,7 +21,6 @@ namespace mqa::kernels::cpu {
 namespace {
 
 constexpr int kMicroRows = kVectorRegisters == 32 ? 4 : 2;
-constexpr int kMicroKeys = 4;
 constexpr int kMicroColumns = 4;  // vectors of the value's width
 
 template <class Acc>
@@ -85,9 +85,10 @@ void gather_rows(const Cache& cache, int64_t head, const SlotPlace* places, int6
       continue;
     }
     const Scales& scales = cache.scales;
-    const float scale = scales.data ? scales.data[row * scales.row_stride + head * scales.head_stride +
-                                                  slot * scales.slot_stride]
-                                    : 1.f;
+    const float scale = scales.data
+                            ? scales.data[row * scales.row_stride + head * scales.head_stride +
+                                          slot * scales.slot_stride]
+                            : 1.f;
     Acc* to = buffer + j * stride;
     load_row(cache.dtype, cache.data, offset, width, scale, to);
     for (int64_t d = width; d < stride; ++d) to[d] = 0;
@@ -95,23 +96,34 @@ void gather_rows(const Cache& cache, int64_t head, const SlotPlace* places, int6
   }
 }
 
-// scores[r][k] = query[r] . keys[k]
+// scores[r][k] = query[r] . keys[k] for as many pairs as a vector has lanes.
 template <int kRows, class Acc>
 void score_micro_tile(const Acc* query, int64_t stride, const Acc* const* keys, Acc* scores) {
-  Vector<Acc> sums[kRows][kMicroKeys];
-  for (int r = 0; r < kRows; ++r) {
-    for (int k = 0; k < kMicroKeys; ++k) sums[r][k] = Vector<Acc>{};  // `= {}` would be a memset
-  }
+  constexpr int kKeys = kLanes<Acc> / kRows;
+  Vector<Acc> sums[kRows * kKeys];
+  for (Vector<Acc>& sum : sums) sum = Vector<Acc>{};  // `= {}` would be a memset
   for (int64_t d = 0; d < stride; d += kLanes<Acc>) {
-    Vector<Acc> key[kMicroKeys];
-    for (int k = 0; k < kMicroKeys; ++k) key[k] = load(keys[k] + d);
+    Vector<Acc> key[kKeys];
+    for (int k = 0; k < kKeys; ++k) key[k] = load(keys[k] + d);
     for (int r = 0; r < kRows; ++r) {
       const Vector<Acc> q = load(query + r * stride + d);
-      for (int k = 0; k < kMicroKeys; ++k) sums[r][k] = multiply_add(q, key[k], sums[r][k]);
+      for (int k = 0; k < kKeys; ++k) {
+        sums[r * kKeys + k] = multiply_add(q, key[k], sums[r * kKeys + k]);
+      }
     }
   }
-  static_assert(kMicroKeys == 4);
-  for (int r = 0; r < kRows; ++r) sum_lanes_of_four(sums[r], scores + r * kBlockKeys);
+  Acc dots[kLanes<Acc>];
+  store(dots, sum_lanes_of_each<Acc>(sums));
+  for (int r = 0; r < kRows; ++r) {
+    std::memcpy(scores + r * kBlockKeys, dots + r * kKeys, kKeys * sizeof(Acc));
+  }
+}
+
+template <int kRows, class Acc>
+void score_rows(const Acc* query, int64_t stride, const Acc* const* keys, Acc* scores) {
+  for (int64_t k = 0; k < kBlockKeys; k += kLanes<Acc> / kRows) {
+    score_micro_tile<kRows>(query, stride, keys + k, scores + k);
+  }
 }
 
 // out[r] += sum_j weights[r][j] values[j], over kColumns vectors, in the order of the keys.
@@ -145,13 +157,13 @@ void weigh_rows(const Acc* weights, KeyRange block, const Acc* const* values, bo
   int64_t column = 0;
   for (; column + kWide <= stride; column += kWide) {
     (skip_zeros ? weigh_micro_tile<kRows, kMicroColumns, true, Acc>
-                : weigh_micro_tile<kRows, kMicroColumns, false, Acc>)(weights, block, values, column,
-                                                                      out + column, stride);
+                : weigh_micro_tile<kRows, kMicroColumns, false, Acc>)(weights, block, values,
+                                                                      column, out + column, stride);
   }
   for (; column < stride; column += kLanes<Acc>) {
     (skip_zeros ? weigh_micro_tile<kRows, 1, true, Acc>
-                : weigh_micro_tile<kRows, 1, false, Acc>)(weights, block, values, column, out + column,
-                                                          stride);
+                : weigh_micro_tile<kRows, 1, false, Acc>)(weights, block, values, column,
+                                                          out + column, stride);
   }
 }
 
@@ -182,11 +194,11 @@ void apply_mask(const Mask& mask, int64_t offset, KeyRange block, Acc* scores) {
   });
 }
 
-// Turns dot products with the keys first_key + [0, kBlockKeys) into what enters the softmax: -inf for
-// keys the row does not see.
+// Turns dot products with the keys first_key + [0, kBlockKeys) into what enters the softmax: -inf
+// for keys the row does not see.
 template <class Acc>
-void finish_scores(const AttentionParams& p, int64_t batch, Row row, int64_t first_key, KeyRange seen,
-                   Acc* scores) {
+void finish_scores(const AttentionParams& p, int64_t batch, Row row, int64_t first_key,
+                   KeyRange seen, Acc* scores) {
   for (int64_t j = 0; j < kBlockKeys; ++j) scores[j] *= static_cast<Acc>(p.scale);
   if (p.softcap > 0) {
     const Acc cap = static_cast<Acc>(p.softcap);
@@ -262,17 +274,14 @@ void attend_once(const AttentionParams& p, const RowTile& tile, KeyRange keys, c
                 value_rows + block.begin);
 
     for_micro_rows(tile.rows, [&]<int kRows>(int64_t r) {
-      for (int64_t k = 0; k < kBlockKeys; k += kMicroKeys) {
-        score_micro_tile<kRows>(query + r * width, width, key_rows + k,
-                                scratch.scores + r * kBlockKeys + k);
-      }
+      score_rows<kRows>(query + r * width, width, key_rows, scratch.scores + r * kBlockKeys);
     });
     for (int64_t r = 0; r < tile.rows; ++r) {
       Acc* scores = scratch.scores + r * kBlockKeys;
       const Row row = row_of(p, tile, r);
       const KeyRange seen = intersect(visible_keys(p, tile.batch, row.token), loaded);
-      finish_scores(p, tile.batch, row, first_key,
-                    {seen.begin - first_key, seen.end - first_key}, scores);
+      finish_scores(p, tile.batch, row, first_key, {seen.begin - first_key, seen.end - first_key},
+                    scores);
       online_softmax(scores, partial.max + r, partial.sum + r, partial.out + r * value_width,
                      value_width);
     }
@@ -283,8 +292,9 @@ void attend_once(const AttentionParams& p, const RowTile& tile, KeyRange keys, c
   }
 }
 
-// A value may be NaN or infinite where a row does not see it, and 0 * NaN is NaN. That is rare, so the
-// fast loop multiplies zero weights too and is repeated without them where the result is not finite.
+// A value may be NaN or infinite where a row does not see it, and 0 * NaN is NaN. That is rare, so
+// the fast loop multiplies zero weights too and is repeated without them where the result is not
+// finite.
 template <class Acc>
 void attend(const AttentionParams& p, const RowTile& tile, KeyRange keys, const Acc* query,
             const TileScratch<Acc>& scratch, const Partial<Acc>& partial) {
@@ -301,7 +311,8 @@ void attend(const AttentionParams& p, const RowTile& tile, KeyRange keys, const 
 
 namespace MQA_ISA {
 extern const TileOps<float> float_tile_ops{MQA_NAME(MQA_ISA), load_queries<float>, attend<float>};
-extern const TileOps<double> double_tile_ops{MQA_NAME(MQA_ISA), load_queries<double>, attend<double>};
+extern const TileOps<double> double_tile_ops{MQA_NAME(MQA_ISA), load_queries<double>,
+                                             attend<double>};
 }  // namespace MQA_ISA
 
 }  // namespace mqa::kernels::cpu

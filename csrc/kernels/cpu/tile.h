@@ -1,5 +1,5 @@
-// The primitives that the attention driver is built from: one tile of query rows against one chunk of
-// keys. They are compiled once per ISA; tile_ops() picks the best that the machine has.
+// The primitives that the attention driver is built from: one tile of query rows against one chunk
+// of keys. They are compiled once per ISA; tile_ops() picks the best that the machine has.
 #pragma once
 
 #include "../visibility.h"

@@ -6,8 +6,8 @@ import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mqa.model_config import read_model
 from mqa.plan import DTYPE_BYTES, CacheFormat, Estimate, Model, compare
+from mqa.plan_config import read_model
 from mqa.table import format_table
 from mqa.units import format_bytes, parse_size
 

@@ -69,7 +69,8 @@ TEST_F(Append, QuantisesByTokenOrByTheGivenHeadScale) {
   std::vector<int8_t> keys(kBatch * kHeads * kSlots * kWidth, 99);
   std::vector<uint8_t> values(keys.size(), 99);
   std::vector<float> token_scales(kBatch * kHeads * kSlots, -1.f), head_scales{0.5f, 0.25f};
-  run(side(keys.data(), DType::kInt8, {token_scales.data(), kHeads * kSlots, kSlots, 1}, false, source),
+  run(side(keys.data(), DType::kInt8, {token_scales.data(), kHeads * kSlots, kSlots, 1}, false,
+           source),
       side(values.data(), DType::kFloat8E4M3, {head_scales.data(), 0, 1, 0}, true, source));
   for_each_slot([&](int64_t b, int64_t h, int64_t slot) {
     const int64_t at = (b * kHeads + h) * kSlots + slot;

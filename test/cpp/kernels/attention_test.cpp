@@ -52,10 +52,9 @@ struct Call {
     params.query_batch_stride = s.H_q * s.T * s.D;
     params.query_head_stride = s.T * s.D;
     params.query_token_stride = s.D;
-    params.key = {key.data(),         DType::kFloat32, s.H_kv * page_size * s.D,
-                  page_size * s.D,    s.D,             {}};
-    params.value = {value.data(),       DType::kFloat32, s.H_kv * page_size * s.D_v,
-                    page_size * s.D_v,  s.D_v,           {}};
+    params.key = {key.data(), DType::kFloat32, s.H_kv * page_size * s.D, page_size * s.D, s.D, {}};
+    params.value = {value.data(),      DType::kFloat32, s.H_kv * page_size * s.D_v,
+                    page_size * s.D_v, s.D_v,           {}};
     if (s.page_size) params.block_table = {pages.data(), row_pages, 1, page_size};
     params.seq_lens = seq_lens.data();
     params.is_causal = s.is_causal;

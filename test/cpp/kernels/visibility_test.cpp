@@ -18,7 +18,9 @@ void expect_range(KeyRange range, int64_t begin, int64_t end) {
   EXPECT_EQ(range.end, end);
 }
 
-TEST(Visibility, SeesEverythingWithoutMasks) { expect_range(visible_keys(params(2, 7), 0, 0), 0, 7); }
+TEST(Visibility, SeesEverythingWithoutMasks) {
+  expect_range(visible_keys(params(2, 7), 0, 0), 0, 7);
+}
 
 TEST(Visibility, CausalIsAlignedBottomRight) {
   AttentionParams p = params(3, 7);

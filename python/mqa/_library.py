@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ cmake_prefix_path = str(_PACKAGE)
 """For CMake's ``CMAKE_PREFIX_PATH``, so that ``find_package(mqa)`` finds this package."""
 
 
+@cache
 def load() -> None:
     """Registers the operators, once per process.
 

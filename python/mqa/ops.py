@@ -15,6 +15,10 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from mqa import _library
+
+_library.load()
+
 
 class AttentionOptions(TypedDict, total=False):
     """Keyword arguments of :func:`attention` and :func:`attention_lse`.
@@ -28,7 +32,7 @@ class AttentionOptions(TypedDict, total=False):
             [num_pages, H_kv, page_size, D]; slot j lies in page ``block_table[b, j // page_size]``.
         window_left: keys seen before the diagonal ``j = seq_len - T + t``; default -1, all.
         window_right: keys seen after it; default -1, all.
-        softcap: replaces a score x by ``softcap * tanh(x / softcap)`` before masks; default 0, none.
+        softcap: replaces a score x by ``softcap * tanh(x / softcap)`` before masks; default 0.
         alibi_slopes: [H_q] or [B, H_q], float32 or query's dtype: subtracts
             ``slope * |(seq_len - T + t) - j|`` (arXiv 2108.12409).
         sinks: [H_q], float32 or query's dtype: a logit per head in the softmax's denominator.

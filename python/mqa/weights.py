@@ -66,14 +66,15 @@ def load_gguf(path: str | Path, dtype: torch.dtype = torch.float32) -> Decoder:
     def read(name: str) -> Tensor:
         tensor = tensors[name]
         try:
-            weight = torch.tensor(dequantize(tensor.data, tensor.tensor_type))
+            return torch.tensor(dequantize(tensor.data, tensor.tensor_type))
         except NotImplementedError as error:
             raise ValueError(f"load_gguf: {path}: tensor {tensor.name}: {error}") from error
-        if name.endswith(("q_proj.weight", "k_proj.weight")):
-            return _halves_from_pairs(weight, config.head_dim)
-        return weight
 
-    return _assemble(config, tensors.keys(), read, dtype, f"load_gguf: {path}")
+    weights = _read_weights(config, tensors.keys(), read, dtype, f"load_gguf: {path}")
+    for name, weight in weights.items():
+        if name.endswith(("q_proj.weight", "k_proj.weight")):
+            weights[name] = _halves_from_pairs(weight, config.head_dim)
+    return Decoder.from_weights(config, weights)
 
 
 def load_safetensors(folder: str | Path, dtype: torch.dtype = torch.float32) -> Decoder:
@@ -114,17 +115,18 @@ def load_safetensors(folder: str | Path, dtype: torch.dtype = torch.float32) -> 
         shard, key = tensors[name]
         return shard.get_tensor(key)
 
-    return _assemble(config, names, read, dtype, f"load_safetensors: {folder}")
+    weights = _read_weights(config, names, read, dtype, f"load_safetensors: {folder}")
+    return Decoder.from_weights(config, weights)
 
 
-def _assemble(
+def _read_weights(
     config: DecoderConfig,
     names: Collection[str],
     read: Callable[[str], Tensor],
     dtype: torch.dtype,
     source: str,
-) -> Decoder:
-    """Read every tensor that `config` asks for, one by one, and no other."""
+) -> dict[str, Tensor]:
+    """Read every tensor that `config` asks for, one by one; refuse any other."""
     with torch.device("meta"):
         shapes = {name: weight.shape for name, weight in Decoder(config).state_dict().items()}
     missing = sorted(shapes.keys() - names)
@@ -141,7 +143,7 @@ def _assemble(
                 f"{source}: expected {name} of shape {list(shape)}, got {list(weight.shape)}"
             )
         weights[name] = weight.to(dtype)
-    return Decoder.from_weights(config, weights)
+    return weights
 
 
 def _name_of_gguf(name: str) -> str:

@@ -160,10 +160,10 @@ def test_rates_follow_from_seconds(exported: Exported) -> None:
 
 def test_capacity_and_threads_leave_the_tokens_alone(exported: Exported) -> None:
     options = {"prompt": PROMPT, "max_new_tokens": NEW_TOKENS}
-    result = run_json(exported.file, capacity=100, threads=2, **options)
+    result = run_json(exported.file, capacity=100, threads=3, **options)
     assert result["tokens"] == exported.expected()
     assert result["cache_bytes"] == 2 * 2 * 2 * 100 * 8 * 4
-    assert result["threads"] == 2
+    assert result["threads"] == 3
 
 
 def test_without_a_tokenizer_tokens_go_in_and_out(exported: Exported, tmp_path: Path) -> None:

@@ -144,8 +144,8 @@ def truncate(path: Path) -> None:
         ({"metadata": {"llama.rope.scaling.type": "yarn"}}, "rope.scaling.type = 'yarn'"),
         ({"metadata": {"llama.rope.dimension_count": 8}}, "rope.dimension_count to be 16, got 8"),
         (
-            {"metadata": {"llama.attention.key_length": 32}},
-            r"expected .*q_proj.* of shape \[128, 64\]",
+            {"metadata": {"llama.attention.key_length": 48}},
+            r"expected .*q_proj.* of shape \[192, 64\]",
         ),
     ],
 )

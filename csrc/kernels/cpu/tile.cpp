@@ -50,6 +50,7 @@ void load_queries(const AttentionParams& p, const RowTile& tile, Acc* query) {
     load_row(p.dtype, p.query, offset, p.D, 1.f, to);
     for (int64_t d = p.D; d < stride; ++d) to[d] = 0;
   }
+  clear_upper_lanes();
 }
 
 // Where a slot of the cache lies: which batch row or page, and which slot of it.
@@ -202,7 +203,9 @@ void finish_scores(const AttentionParams& p, int64_t batch, Row row, int64_t fir
   for (int64_t j = 0; j < kBlockKeys; ++j) scores[j] *= static_cast<Acc>(p.scale);
   if (p.softcap > 0) {
     const Acc cap = static_cast<Acc>(p.softcap);
-    for (int64_t j = seen.begin; j < seen.end; ++j) scores[j] = cap * std::tanh(scores[j] / cap);
+    for (int64_t j = 0; j < kBlockKeys; j += kLanes<Acc>) {
+      store(scores + j, tanh_of(load(scores + j) / cap) * cap);
+    }
   }
   if (p.alibi_slopes) {
     const Acc slope = static_cast<const Acc*>(
@@ -302,6 +305,7 @@ void attend(const AttentionParams& p, const RowTile& tile, KeyRange keys, const 
   if (!all_finite(partial.out, tile.rows * padded(p.D_v))) {
     attend_once(p, tile, keys, query, scratch, partial, /*skip_zeros=*/true);
   }
+  clear_upper_lanes();
 }
 
 }  // namespace

@@ -107,7 +107,6 @@ def run(arguments: argparse.Namespace) -> None:
     estimates = compare(
         model, cache_format, context=context, batch=arguments.batch, memory=arguments.memory
     )
-    request = {"context": context, "batch": arguments.batch, "memory": arguments.memory}
     title = (
         f"{model.num_layers} layers, {model.num_heads} heads, head_dim {model.head_dim}, "
         f"{dtype} cache, {arguments.batch} x {context:,} tokens"
@@ -116,7 +115,9 @@ def run(arguments: argparse.Namespace) -> None:
         report = {
             "model": asdict(model),
             "format": asdict(cache_format),
-            **request,
+            "context": context,
+            "batch": arguments.batch,
+            "memory": arguments.memory,
             "estimates": [asdict(estimate) for estimate in estimates],
         }
         print(json.dumps(report, indent=2))

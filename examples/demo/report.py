@@ -57,7 +57,8 @@ def describe_machine() -> dict[str, str]:
     names = re.findall(r"model name\s*: (.*)", cpu_info.read_text()) if cpu_info.exists() else []
     return {
         "date": date.today().isoformat(),
-        "CPU": f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads",
+        "CPU": names[0] if names else platform.machine(),
+        "threads": str(torch.get_num_threads()),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
         "mqa": version("mqa"),

@@ -4,6 +4,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+pytest.register_assert_rewrite("oracle")
+
 settings.register_profile(
     "mqa", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )

@@ -101,3 +101,20 @@ def quantise(x: Tensor, dtype: torch.dtype, scale: Tensor | None = None) -> tupl
         (x / scale.unsqueeze(-1)).float().nan_to_num(0).clamp(-largest, largest)
     )  # NaN: a row of zeros
     return (codes.round() if dtype == torch.int8 else codes).to(dtype), scale
+
+
+def assert_as_accurate_as_torch(
+    actual: Tensor, exact: Tensor, plain: Tensor, magnitude: float = 1
+) -> None:
+    """Errors against the exact result at most twice (mean: 1.5 times) those of plain PyTorch.
+
+    Plus a slack of a few roundings of values of a `magnitude`.
+    """
+    slack = magnitude * (1e-12 if actual.dtype == torch.float64 else 1e-5)
+    assert actual.shape == exact.shape
+    assert torch.equal(actual == -torch.inf, exact == -torch.inf)
+    seen = exact > -torch.inf
+    if seen.any():
+        error, allowed = ((x.double() - exact)[seen].abs() for x in (actual, plain))
+        assert error.max() <= 2 * allowed.max() + slack
+        assert error.mean() <= 1.5 * allowed.mean() + slack

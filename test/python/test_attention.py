@@ -8,30 +8,12 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given, settings
-from torch import Tensor
 
 import mqa
 import oracle
 from cases import FLOATS, QUANTISED, Case, build, quantised, random_mask
 from strategies import attention_cases
 from transforms import paged
-
-
-def assert_as_accurate_as_torch(
-    actual: Tensor, exact: Tensor, plain: Tensor, magnitude: float = 1
-) -> None:
-    """Errors against the exact result at most twice (mean: 1.5 times) those of plain PyTorch.
-
-    Plus a slack of a few roundings of values of a `magnitude`.
-    """
-    slack = magnitude * (1e-12 if actual.dtype == torch.float64 else 1e-5)
-    assert actual.shape == exact.shape
-    assert torch.equal(actual == -torch.inf, exact == -torch.inf)
-    seen = exact > -torch.inf
-    if seen.any():
-        error, allowed = ((x.double() - exact)[seen].abs() for x in (actual, plain))
-        assert error.max() <= 2 * allowed.max() + slack
-        assert error.mean() <= 1.5 * allowed.mean() + slack
 
 
 def check(case: Case) -> None:
@@ -46,8 +28,8 @@ def check(case: Case) -> None:
 
     exact = oracle.attention(**case)
     plain = {d: oracle.attention(**case, dtype=d) for d in {dtype, accumulator}}
-    assert_as_accurate_as_torch(out, exact[0], plain[dtype][0])
-    assert_as_accurate_as_torch(lse, exact[1], plain[accumulator][1])
+    oracle.assert_as_accurate_as_torch(out, exact[0], plain[dtype][0])
+    oracle.assert_as_accurate_as_torch(lse, exact[1], plain[accumulator][1])
 
 
 @settings(max_examples=400)
@@ -123,7 +105,9 @@ def is_affordable(group: int, length: int, block: int, *_: Any) -> bool:
     ("group", "length", "block", "page", "dtype", "cache"),
     [
         *pairwise(GROUPS, LENGTHS, BLOCKS, PAGES, FLOATS, CACHES, allowed=is_affordable),
-        *itertools.product([3], [131072], [1, 16], [None, 1], [torch.float32], [None]),
+        (3, 131072, 1, None, torch.float32, None),
+        (7, 131072, 16, 1, torch.float32, None),
+        (5, 131072, 1, 4, torch.float64, None),
         (9, 131072, 4, 16, torch.bfloat16, None),
         (71, 131072, 1, 128, torch.float16, torch.int8),
     ],

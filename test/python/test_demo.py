@@ -2,20 +2,16 @@
 
 import json
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-import mqa
-from decoders import tiny_decoder
-
-sys.path.append(str(Path(__file__).parents[2] / "examples/demo"))
-
 import exported
+import mqa
 from checks import CheckError, check_runs
+from decoders import tiny_decoder
 from measure import CppRun, Run, long_decode_rate, round_robin, run_python
 from report import Report, VariantReport, format_report, write_report
 from variants import Variant, make_variants

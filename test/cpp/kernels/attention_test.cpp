@@ -19,6 +19,11 @@ struct Shape {
   bool is_causal;
 };
 
+void PrintTo(const Shape& s, std::ostream* out) {
+  *out << "B" << s.B << " H_q" << s.H_q << " H_kv" << s.H_kv << " T" << s.T << " S" << s.S << " D"
+       << s.D << " D_v" << s.D_v << " page" << s.page_size << (s.is_causal ? " causal" : "");
+}
+
 // One call on random data; slots that no sequence holds are NaN.
 struct Call {
   Shape shape;

@@ -9,22 +9,26 @@ auto find_op(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 
-}  // namespace
-
-Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value,
-                 const AttentionOptions& o) {
-  static const auto op = find_op<decltype(flat_attention<attention>)>("mqa::attention");
+template <class Op>
+auto call_attention(const Op& op, const Tensor& query, const Tensor& key, const Tensor& value,
+                    const AttentionOptions& o) {
   return op.call(query, key, value, o.attn_mask, o.is_causal, o.scale, o.seq_lens, o.block_table,
                  o.window_left, o.window_right, o.softcap, o.alibi_slopes, o.sinks, o.key_scale,
                  o.value_scale);
 }
 
+}  // namespace
+
+Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value,
+                 const AttentionOptions& options) {
+  static const auto op = find_op<decltype(flat_attention<attention>)>("mqa::attention");
+  return call_attention(op, query, key, value, options);
+}
+
 OutAndLse attention_lse(const Tensor& query, const Tensor& key, const Tensor& value,
-                        const AttentionOptions& o) {
+                        const AttentionOptions& options) {
   static const auto op = find_op<decltype(flat_attention<attention_lse>)>("mqa::attention_lse");
-  return op.call(query, key, value, o.attn_mask, o.is_causal, o.scale, o.seq_lens, o.block_table,
-                 o.window_left, o.window_right, o.softcap, o.alibi_slopes, o.sinks, o.key_scale,
-                 o.value_scale);
+  return call_attention(op, query, key, value, options);
 }
 
 AttentionGrads attention_backward(const BackwardInputs& inputs, const Tensor& query,

@@ -30,20 +30,11 @@ AttentionOptions cast(AttentionOptions o) {
   return o;
 }
 
-template <DeviceType device>
-Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value,
-                 const AttentionOptions& options) {
+template <DeviceType device, auto op>
+auto attention(const Tensor& query, const Tensor& key, const Tensor& value,
+               const AttentionOptions& options) {
   const c10::impl::ExcludeDispatchKeyGuard guard(key_of(device));
-  return mqa::attention(cast<device>(query), cast<device>(key), cast<device>(value),
-                        cast<device>(options));
-}
-
-template <DeviceType device>
-OutAndLse attention_lse(const Tensor& query, const Tensor& key, const Tensor& value,
-                        const AttentionOptions& options) {
-  const c10::impl::ExcludeDispatchKeyGuard guard(key_of(device));
-  return mqa::attention_lse(cast<device>(query), cast<device>(key), cast<device>(value),
-                            cast<device>(options));
+  return op(cast<device>(query), cast<device>(key), cast<device>(value), cast<device>(options));
 }
 
 // key and value may come out of autocast in different dtypes; the cache decides.
@@ -58,8 +49,8 @@ void kv_append(const Tensor& key_cache, const Tensor& value_cache, const Tensor&
 template <DeviceType device>
 void register_ops(torch::Library& m) {
   if (!first_copy()) return;
-  m.impl("attention", flat_attention<attention<device>>);
-  m.impl("attention_lse", flat_attention<attention_lse<device>>);
+  m.impl("attention", flat_attention<attention<device, mqa::attention>>);
+  m.impl("attention_lse", flat_attention<attention<device, mqa::attention_lse>>);
   m.impl("kv_append", flat_kv_append<kv_append<device>>);
 }
 

@@ -1,4 +1,7 @@
-// Picks the widest ISA that was compiled in and that this machine has.
+// Run-time choice among the instruction sets that were compiled in.
+#include <algorithm>
+
+#include "isa.h"
 #include "tile.h"
 
 namespace mqa::kernels::cpu {
@@ -16,8 +19,6 @@ MQA_DECLARE_ISA(avx512)
 
 namespace {
 
-enum class Isa { kGeneric, kAvx2, kAvx512 };
-
 Isa detect_isa() {
 #ifdef __x86_64__
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -29,15 +30,20 @@ Isa detect_isa() {
   return Isa::kGeneric;
 }
 
-const Isa best_isa = detect_isa();
+const Isa machine_isa = detect_isa();
+Isa isa_in_use = machine_isa;
 
 }  // namespace
+
+Isa current_isa() { return isa_in_use; }
+
+void cap_isa(Isa cap) { isa_in_use = std::min(cap, machine_isa); }
 
 template <>
 const TileOps<float>& tile_ops<float>() {
 #ifdef __x86_64__
-  if (best_isa == Isa::kAvx512) return avx512::float_tile_ops;
-  if (best_isa == Isa::kAvx2) return avx2::float_tile_ops;
+  if (isa_in_use == Isa::kAvx512) return avx512::float_tile_ops;
+  if (isa_in_use == Isa::kAvx2) return avx2::float_tile_ops;
 #endif
   return generic::float_tile_ops;
 }
@@ -45,8 +51,8 @@ const TileOps<float>& tile_ops<float>() {
 template <>
 const TileOps<double>& tile_ops<double>() {
 #ifdef __x86_64__
-  if (best_isa == Isa::kAvx512) return avx512::double_tile_ops;
-  if (best_isa == Isa::kAvx2) return avx2::double_tile_ops;
+  if (isa_in_use == Isa::kAvx512) return avx512::double_tile_ops;
+  if (isa_in_use == Isa::kAvx2) return avx2::double_tile_ops;
 #endif
   return generic::double_tile_ops;
 }

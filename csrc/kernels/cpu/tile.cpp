@@ -310,13 +310,9 @@ void attend(const AttentionParams& p, const RowTile& tile, KeyRange keys, const 
 
 }  // namespace
 
-#define MQA_STRING(name) #name
-#define MQA_NAME(name) MQA_STRING(name)
-
 namespace MQA_ISA {
-extern const TileOps<float> float_tile_ops{MQA_NAME(MQA_ISA), load_queries<float>, attend<float>};
-extern const TileOps<double> double_tile_ops{MQA_NAME(MQA_ISA), load_queries<double>,
-                                             attend<double>};
+extern const TileOps<float> float_tile_ops{load_queries<float>, attend<float>};
+extern const TileOps<double> double_tile_ops{load_queries<double>, attend<double>};
 }  // namespace MQA_ISA
 
 }  // namespace mqa::kernels::cpu

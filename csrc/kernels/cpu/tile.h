@@ -1,5 +1,5 @@
 // The primitives that the attention driver is built from: one tile of query rows against one chunk
-// of keys. They are compiled once per ISA; tile_ops() picks the best that the machine has.
+// of keys. They are compiled once per ISA; isa.h picks the best that the machine has.
 #pragma once
 
 #include "../visibility.h"
@@ -37,8 +37,6 @@ struct TileScratch {
 
 template <class Acc>
 struct TileOps {
-  const char* isa;
-
   // Copies the tile's query rows to [rows, padded(D)].
   void (*load_queries)(const AttentionParams&, const RowTile&, Acc* query);
 

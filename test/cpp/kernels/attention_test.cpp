@@ -7,7 +7,10 @@
 #include <cmath>
 #include <limits>
 #include <random>
+#include <tuple>
 #include <vector>
+
+#include "kernels/cpu/isa.h"
 
 namespace mqa::kernels {
 namespace {
@@ -17,6 +20,7 @@ constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 struct Shape {
   int64_t B, H_q, H_kv, T, S, D, D_v, page_size;  // page_size 0: contiguous
   bool is_causal;
+  double softcap = 0;
 };
 
 void PrintTo(const Shape& s, std::ostream* out) {
@@ -65,6 +69,7 @@ struct Call {
     params.is_causal = s.is_causal;
     params.window_left = params.window_right = -1;
     params.scale = 1 / std::sqrt(static_cast<double>(s.D));
+    params.softcap = s.softcap;
     params.lse = lse.data();
     params.out = out.data();
     for (int64_t b = 0; b < s.B; ++b) {
@@ -101,7 +106,9 @@ struct Call {
             for (int64_t d = 0; d < s.D; ++d) {
               score += double{query[row * s.D + d]} * key[offset(params.key, b, kv_head, j) + d];
             }
-            const double weight = std::exp(score * params.scale);
+            score *= params.scale;
+            if (s.softcap > 0) score = s.softcap * std::tanh(score / s.softcap);
+            const double weight = std::exp(score);
             sum += weight;
             for (int64_t d = 0; d < s.D_v; ++d) {
               expected[d] += weight * value[offset(params.value, b, kv_head, j) + d];
@@ -115,10 +122,21 @@ struct Call {
   }
 };
 
-class Attention : public testing::TestWithParam<Shape> {};
+class Attention : public testing::TestWithParam<std::tuple<cpu::Isa, Shape>> {
+ protected:
+  void SetUp() override {
+    const auto [isa, shape_of_case] = GetParam();
+    shape = shape_of_case;
+    cpu::cap_isa(isa);
+    if (cpu::current_isa() != isa) GTEST_SKIP() << "this machine does not have these instructions";
+  }
+  void TearDown() override { cpu::cap_isa(cpu::Isa::kAvx512); }
+
+  Shape shape;
+};
 
 TEST_P(Attention, EqualsTheFormula) {
-  Call call(GetParam(), /*seed=*/7);
+  Call call(shape, /*seed=*/7);
   cpu::attention(call.params, {});
   call.for_each_expected([&](int64_t row, const std::vector<double>& expected, double lse) {
     if (std::isinf(lse)) {
@@ -140,28 +158,39 @@ Threads scrambled(int64_t count) {
 }
 
 TEST_P(Attention, SameBitsForEveryThreadCount) {
-  Call serial(GetParam(), /*seed=*/7);
+  Call serial(shape, /*seed=*/7);
   cpu::attention(serial.params, {});
   for (int64_t threads : {2, 16}) {
-    Call parallel(GetParam(), /*seed=*/7);
+    Call parallel(shape, /*seed=*/7);
     cpu::attention(parallel.params, scrambled(threads));
     EXPECT_EQ(serial.out, parallel.out) << threads;
     EXPECT_EQ(serial.lse, parallel.lse) << threads;
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Shapes, Attention,
-    testing::Values(Shape{1, 1, 1, 1, 1, 1, 1, 0, false},          // the smallest
-                    Shape{2, 8, 8, 1, 100, 64, 64, 0, false},      // MHA decode
-                    Shape{2, 9, 3, 1, 700, 64, 64, 0, true},       // GQA decode
-                    Shape{1, 71, 1, 1, 2100, 64, 64, 0, false},    // MQA decode, split over keys
-                    Shape{1, 16, 1, 2, 1500, 576, 512, 0, true},   // latent attention
-                    Shape{2, 6, 2, 70, 70, 80, 96, 0, true},       // prefill, odd widths
-                    Shape{3, 4, 2, 5, 3, 7, 13, 0, true},          // more queries than keys
-                    Shape{2, 4, 1, 3, 130, 33, 17, 16, true},      // pages, rows that need padding
-                    Shape{2, 26, 2, 4, 333, 128, 128, 1, false},   // pages of one slot
-                    Shape{2, 3, 1, 1, 1200, 64, 64, 128, true}));  // large pages
+const Shape kShapes[] = {
+    {1, 1, 1, 1, 1, 1, 1, 0, false},         // the smallest
+    {2, 8, 8, 1, 100, 64, 64, 0, false},     // MHA decode
+    {2, 9, 3, 1, 700, 64, 64, 0, true},      // GQA decode
+    {1, 71, 1, 1, 2100, 64, 64, 0, false},   // MQA decode, split over keys
+    {1, 16, 1, 2, 1500, 576, 512, 0, true},  // latent attention
+    {2, 6, 2, 70, 70, 80, 96, 0, true},      // prefill, odd widths
+    {3, 4, 2, 5, 3, 7, 13, 0, true},         // more queries than keys
+    {2, 4, 1, 3, 130, 33, 17, 16, true},     // pages, rows that need padding
+    {2, 26, 2, 4, 333, 128, 128, 1, false},  // pages of one slot
+    {2, 3, 1, 1, 1200, 64, 64, 128, true},   // large pages
+    {2, 6, 2, 3, 90, 32, 32, 0, true, 0.7},  // scores capped, small and large ones
+};
+
+INSTANTIATE_TEST_SUITE_P(Generic, Attention,
+                         testing::Combine(testing::Values(cpu::Isa::kGeneric),
+                                          testing::ValuesIn(kShapes)));
+INSTANTIATE_TEST_SUITE_P(Avx2, Attention,
+                         testing::Combine(testing::Values(cpu::Isa::kAvx2),
+                                          testing::ValuesIn(kShapes)));
+INSTANTIATE_TEST_SUITE_P(Avx512, Attention,
+                         testing::Combine(testing::Values(cpu::Isa::kAvx512),
+                                          testing::ValuesIn(kShapes)));
 
 // A value that a row does not see may be anything, also where another row of the tile sees it.
 TEST(AttentionMasking, HiddenInfinitiesDoNotLeak) {

@@ -268,7 +268,8 @@ void run(const AttentionParams& p, const Threads& threads) {
 void attention(const AttentionParams& params, const Threads& threads) {
   if (params.B == 0 || params.H_q == 0 || params.T == 0) return;
   const double work = 1. * params.B * params.H_q * params.T * params.S * (params.D + params.D_v);
-  const Threads& used = work < kSerialWork ? Threads{} : threads;
+  const Threads serial;
+  const Threads& used = work < kSerialWork ? serial : threads;
   if (params.dtype == DType::kFloat64) return run<double>(params, used);
   return run<float>(params, used);
 }

@@ -76,6 +76,10 @@ at::ScalarType accumulation_dtype(const Tensor& tensor) {
   return tensor.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
+double score_scale(const AttentionOptions& options, int64_t D) {
+  return options.scale.value_or(1 / std::sqrt(static_cast<double>(D)));
+}
+
 int64_t cache_slots(const Tensor& key, const OptionalTensor& block_table) {
   return block_table ? block_table->size(1) * key.size(2) : key.size(2);
 }
@@ -119,7 +123,7 @@ AttentionCall attention_call(const Tensor& query, const Tensor& key, const Tenso
       .is_causal = o.is_causal,
       .window_left = window_size(o.window_left),
       .window_right = window_size(o.window_right),
-      .scale = o.scale.value_or(1 / std::sqrt(static_cast<double>(D))),
+      .scale = score_scale(o, D),
       .softcap = o.softcap,
       .alibi_slopes = data_or_null<void>(call.alibi_slopes),
       .alibi_batch_stride = call.alibi_slopes.defined() && call.alibi_slopes.dim() == 2 ? H_q : 0,

@@ -30,6 +30,9 @@ kernels::DType kernel_dtype(const Tensor& tensor);
 // float32, or float64 for float64: what scores are accumulated in, and the dtype of lse.
 at::ScalarType accumulation_dtype(const Tensor& tensor);
 
+// The factor of the scores: the given one, or 1 / sqrt(D).
+double score_scale(const AttentionOptions& options, int64_t D);
+
 // How many slots a cache row has: S, or with a block table pages * page_size.
 int64_t cache_slots(const Tensor& key, const OptionalTensor& block_table);
 

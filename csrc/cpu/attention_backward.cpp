@@ -1,5 +1,4 @@
-// Gradients of attention, recomputed with ATen from the saved lse. Holds matrices of [B, H_q, T,
-// S].
+// Gradients of attention, recomputed with ATen from the saved lse, over matrices [B, H_q, T, S].
 //
 // With p = exp(score - lse), dp = grad_out value^T and z = sum_j p dp - grad_lse:
 //   grad_value = p^T grad_out
@@ -20,12 +19,15 @@
 namespace mqa::cpu {
 namespace {
 
-// Page pool [num_pages, H_kv, page_size, D] -> [B, H_kv, S, D]. Unused table entries may hold
-// anything.
+// All entries of a block table in a row. Unused ones may hold anything; what they read is masked.
+Tensor page_ids(const Tensor& block_table) {
+  return block_table.reshape(-1).to(at::kLong).clamp_min(0);
+}
+
+// Page pool [num_pages, H_kv, page_size, D] -> [B, H_kv, S, D].
 Tensor gather_pages(const Tensor& pool, const Tensor& block_table) {
   const int64_t B = block_table.size(0), pages = block_table.size(1);
-  const Tensor ids = block_table.reshape(-1).to(at::kLong).clamp_min(0);
-  return pool.index_select(0, ids)
+  return pool.index_select(0, page_ids(block_table))
       .view({B, pages, pool.size(1), pool.size(2), pool.size(3)})
       .transpose(1, 2)
       .reshape({B, pool.size(1), pages * pool.size(2), pool.size(3)});
@@ -34,19 +36,19 @@ Tensor gather_pages(const Tensor& pool, const Tensor& block_table) {
 // The transpose of gather_pages: sums gradients into the pages they were read from.
 Tensor scatter_pages(const Tensor& grad, const Tensor& pool, const Tensor& block_table) {
   const int64_t B = block_table.size(0), pages = block_table.size(1);
-  const Tensor ids = block_table.reshape(-1).to(at::kLong).clamp_min(0);
   const Tensor rows = grad.view({B, pool.size(1), pages, pool.size(2), pool.size(3)})
                           .transpose(1, 2)
                           .reshape({B * pages, pool.size(1), pool.size(2), pool.size(3)});
-  return at::zeros(pool.sizes(), grad.options()).index_add(0, ids, rows);
+  return at::zeros(pool.sizes(), grad.options()).index_add(0, page_ids(block_table), rows);
 }
 
 // The cache as the scores see it: dequantised, unpaged, zero beyond the valid slots.
 Tensor dense_cache(const Tensor& cache, const OptionalTensor& scale,
                    const OptionalTensor& block_table, const Tensor& valid, at::ScalarType dtype) {
   Tensor dense = cache.to(dtype);
-  if (scale)
+  if (scale) {
     dense = dense * (scale->dim() == 1 ? scale->view({1, -1, 1, 1}) : scale->unsqueeze(-1));
+  }
   if (block_table) dense = gather_pages(dense, *block_table);
   return dense.masked_fill(valid.logical_not().transpose(2, 3), 0);
 }
@@ -60,7 +62,7 @@ AttentionGrads attention_backward(const BackwardInputs& inputs, const Tensor& qu
   const int64_t H_kv = key.size(1), G = H_q / H_kv, S = cache_slots(key, o.block_table);
   const auto fold = [&](const Tensor& t) { return t.reshape({B, H_kv, G * T, t.size(-1)}); };
   const auto unfold = [&](const Tensor& t) { return t.view({B, H_q, T, t.size(-1)}); };
-  const double scale = o.scale.value_or(1 / std::sqrt(static_cast<double>(D)));
+  const double scale = score_scale(o, D);
 
   const Tensor slots = at::arange(S, query.options().dtype(at::kLong)).view({1, 1, 1, S});
   const Tensor lens = (o.seq_lens ? o.seq_lens->to(at::kLong) : at::full({B}, S, slots.options()))

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../formats.h"
+#include "../slots.h"
 
 namespace mqa::kernels::cpu {
 namespace {
@@ -28,13 +29,12 @@ Acc max_magnitude(const std::vector<Acc>& row) {
 }
 
 template <class Acc>
-void append_row(const Side& side, int64_t batch, int64_t head, int64_t token, int64_t cache_row,
-                int64_t slot, std::vector<Acc>& row) {
+void append_row(const Side& side, int64_t batch, int64_t head, int64_t token, SlotPlace place,
+                std::vector<Acc>& row) {
   const Cache& cache = side.cache;
   const int64_t from = batch * side.source_batch_stride + head * side.source_head_stride +
                        token * side.source_token_stride;
-  const int64_t to =
-      cache_row * cache.row_stride + head * cache.head_stride + slot * cache.slot_stride;
+  const int64_t to = row_offset(cache, place, head);
   if (side.source_dtype == cache.dtype) {
     const int64_t bytes = size_of(cache.dtype);
     std::memcpy(static_cast<char*>(cache.data) + to * bytes,
@@ -44,9 +44,8 @@ void append_row(const Side& side, int64_t batch, int64_t head, int64_t token, in
   row.resize(side.width);
   load_row(side.source_dtype, side.source, from, side.width, 1.f, row.data());
   Acc divisor = 1;
-  if (const Scales& scales = cache.scales; scales.data) {
-    float& scale = scales.data[cache_row * scales.row_stride + head * scales.head_stride +
-                               slot * scales.slot_stride];
+  if (cache.scales.data) {
+    float& scale = scale_at(cache, place, head);
     if (!side.scale_per_head) {
       scale = static_cast<float>(max_magnitude(row) / largest_code<Acc>(cache.dtype));
     }
@@ -61,15 +60,13 @@ void append_tokens(const AppendParams& p, int64_t begin, int64_t end) {
   const BlockTable& table = p.block_table;
   for (int64_t i = begin; i < end; ++i) {
     const int64_t batch = i / p.T, token = i % p.T;
-    int64_t cache_row = batch, slot = p.positions[batch] + token;
-    if (table.pages) {
-      cache_row =
-          table.pages[batch * table.row_stride + slot / table.page_size * table.page_stride];
-      slot %= table.page_size;
-    }
+    const int64_t slot = p.positions[batch] + token;
+    const SlotPlace place = table.pages ? SlotPlace{page_at(table, batch, slot / table.page_size),
+                                                    slot % table.page_size}
+                                        : SlotPlace{batch, slot};
     for (int64_t head = 0; head < p.H_kv; ++head) {
-      append_row(p.key, batch, head, token, cache_row, slot, row);
-      append_row(p.value, batch, head, token, cache_row, slot, row);
+      append_row(p.key, batch, head, token, place, row);
+      append_row(p.value, batch, head, token, place, row);
     }
   }
 }

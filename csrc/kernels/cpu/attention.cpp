@@ -10,7 +10,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
-#include <limits>
 #include <memory>
 #include <new>
 #include <utility>
@@ -22,15 +21,11 @@ namespace mqa::kernels::cpu {
 namespace {
 
 constexpr int64_t kChunkKeys = 512;
-// Fewer items than this per thread are split over keys; that many chunk results per thread are
-// held.
+// Fewer items than this per thread are split over keys; twice as many chunk results are held.
 constexpr int64_t kItemsPerThread = 4;
 
 // Below this many multiplications waking other threads costs more than it gains.
 constexpr double kSerialWork = 1 << 17;
-
-template <class Acc>
-constexpr Acc kMinusInfinity = -std::numeric_limits<Acc>::infinity();
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -102,13 +97,6 @@ struct Workspace {
   }
 };
 
-template <class Acc>
-void clear(const AttentionParams& p, int64_t rows, const Partial<Acc>& total) {
-  std::fill_n(total.out, rows * padded(p.D_v), Acc{0});
-  std::fill_n(total.max, rows, kMinusInfinity<Acc>);
-  std::fill_n(total.sum, rows, Acc{0});
-}
-
 // total += part, both brought to the common maximum. A part that saw nothing changes nothing.
 template <class Acc>
 void fold(const AttentionParams& p, int64_t rows, const Partial<Acc>& part,
@@ -129,11 +117,9 @@ void fold(const AttentionParams& p, int64_t rows, const Partial<Acc>& part,
 // Adds the sink, divides by the sum and stores out and lse.
 template <class Acc>
 void finish(const AttentionParams& p, const RowTile& tile, const Partial<Acc>& total) {
-  const int64_t group = p.H_q / p.H_kv;
   for (int64_t r = 0; r < tile.rows; ++r) {
-    const int64_t folded = tile.first_row + r;
-    const int64_t head = tile.kv_head * group + folded % group;
-    const int64_t row = (tile.batch * p.H_q + head) * p.T + folded / group;
+    const auto [head, token] = row_of(p, tile, r);
+    const int64_t row = (tile.batch * p.H_q + head) * p.T + token;
     Acc max = total.max[r], sum = total.sum[r], factor = 1;
     const Acc sink = p.sinks ? static_cast<const Acc*>(p.sinks)[head] : kMinusInfinity<Acc>;
     if (sink > kMinusInfinity<Acc>) {
@@ -200,7 +186,7 @@ void attend_items(const AttentionParams& p, const Threads& threads, const Items&
       const RowTile tile = items[i];
       const KeyRange keys = items.keys(tile), chunks = chunks_of(keys);
       ops.load_queries(p, tile, w.query);
-      clear(p, tile.rows, w.total);
+      clear(w.total, tile.rows, padded(p.D_v));
       for (int64_t chunk = chunks.begin; chunk < chunks.end; ++chunk) {
         ops.attend(p, tile, chunk_keys(keys, chunk), w.query, w.tile, w.chunk);
         fold(p, tile.rows, w.chunk, w.total);
@@ -223,7 +209,9 @@ void attend_chunks(const AttentionParams& p, const Threads& threads, const Items
     Pieces<Acc> pieces(partials + (item * (wave + 1) + index) * partial_size<Acc>(p));
     return take_partial(p, pieces);
   };
-  for (int64_t i = 0; i < items.count(); ++i) clear(p, items[i].rows, partial(i, wave));
+  for (int64_t i = 0; i < items.count(); ++i) {
+    clear(partial(i, wave), items[i].rows, padded(p.D_v));
+  }
 
   for (int64_t first = 0; first < max_chunks; first += wave) {
     threads.parallel_for(items.count() * wave, [&](int64_t begin, int64_t end) {

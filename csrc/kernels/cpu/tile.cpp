@@ -12,9 +12,9 @@
 #include "tile.h"
 
 #include <cmath>
-#include <limits>
 
 #include "../formats.h"
+#include "../slots.h"
 #include "simd.h"
 
 namespace mqa::kernels::cpu {
@@ -24,20 +24,7 @@ constexpr int kMicroRows = kVectorRegisters == 32 ? 4 : 2;
 constexpr int kMicroColumns = 4;  // vectors of the value's width
 
 template <class Acc>
-constexpr Acc kMinusInfinity = -std::numeric_limits<Acc>::infinity();
-
-template <class Acc>
 constexpr DType kNative = sizeof(Acc) == 8 ? DType::kFloat64 : DType::kFloat32;
-
-// A query row's place in the call.
-struct Row {
-  int64_t head, token;
-};
-
-Row row_of(const AttentionParams& p, const RowTile& tile, int64_t row) {
-  const int64_t group = p.H_q / p.H_kv, folded = tile.first_row + row;
-  return {tile.kv_head * group + folded % group, folded / group};
-}
 
 template <class Acc>
 void load_queries(const AttentionParams& p, const RowTile& tile, Acc* query) {
@@ -53,11 +40,6 @@ void load_queries(const AttentionParams& p, const RowTile& tile, Acc* query) {
   clear_upper_lanes();
 }
 
-// Where a slot of the cache lies: which batch row or page, and which slot of it.
-struct SlotPlace {
-  int64_t row, slot;
-};
-
 void locate_slots(const AttentionParams& p, int64_t batch, KeyRange keys, SlotPlace* places) {
   const BlockTable& table = p.block_table;
   if (!table.pages) {
@@ -66,7 +48,7 @@ void locate_slots(const AttentionParams& p, int64_t batch, KeyRange keys, SlotPl
   }
   int64_t page = keys.begin / table.page_size, slot = keys.begin % table.page_size;
   for (int64_t j = keys.begin; j < keys.end; ++page, slot = 0) {
-    const int64_t row = table.pages[batch * table.row_stride + page * table.page_stride];
+    const int64_t row = page_at(table, batch, page);
     for (; slot < table.page_size && j < keys.end; ++slot, ++j) *places++ = {row, slot};
   }
 }
@@ -78,18 +60,12 @@ void gather_rows(const Cache& cache, int64_t head, const SlotPlace* places, int6
   const int64_t stride = padded(width);
   const bool in_place = cache.dtype == kNative<Acc> && width == stride;
   for (int64_t j = 0; j < count; ++j) {
-    const auto [row, slot] = places[j];
-    const int64_t offset =
-        row * cache.row_stride + head * cache.head_stride + slot * cache.slot_stride;
+    const int64_t offset = row_offset(cache, places[j], head);
     if (in_place) {
       rows[j] = static_cast<const Acc*>(cache.data) + offset;
       continue;
     }
-    const Scales& scales = cache.scales;
-    const float scale = scales.data
-                            ? scales.data[row * scales.row_stride + head * scales.head_stride +
-                                          slot * scales.slot_stride]
-                            : 1.f;
+    const float scale = cache.scales.data ? scale_at(cache, places[j], head) : 1.f;
     Acc* to = buffer + j * stride;
     load_row(cache.dtype, cache.data, offset, width, scale, to);
     for (int64_t d = width; d < stride; ++d) to[d] = 0;
@@ -258,9 +234,7 @@ template <class Acc>
 void attend_once(const AttentionParams& p, const RowTile& tile, KeyRange keys, const Acc* query,
                  const TileScratch<Acc>& scratch, const Partial<Acc>& partial, bool skip_zeros) {
   const int64_t width = padded(p.D), value_width = padded(p.D_v);
-  std::fill_n(partial.out, tile.rows * value_width, Acc{0});
-  std::fill_n(partial.max, tile.rows, kMinusInfinity<Acc>);
-  std::fill_n(partial.sum, tile.rows, Acc{0});
+  clear(partial, tile.rows, value_width);
 
   for (int64_t first_key = keys.begin / kBlockKeys * kBlockKeys; first_key < keys.end;
        first_key += kBlockKeys) {

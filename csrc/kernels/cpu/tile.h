@@ -2,6 +2,8 @@
 // of keys. They are compiled once per ISA; isa.h picks the best that the machine has.
 #pragma once
 
+#include <limits>
+
 #include "../visibility.h"
 
 namespace mqa::kernels::cpu {
@@ -25,6 +27,31 @@ struct Partial {
   Acc* max;  // [rows]
   Acc* sum;  // [rows]
 };
+
+namespace {  // internal linkage: every ISA that includes this compiles its own copy
+
+// A query row's place in the call.
+struct Row {
+  int64_t head, token;
+};
+
+inline Row row_of(const AttentionParams& p, const RowTile& tile, int64_t row) {
+  const int64_t group = p.H_q / p.H_kv, folded = tile.first_row + row;
+  return {tile.kv_head * group + folded % group, folded / group};
+}
+
+template <class Acc>
+constexpr Acc kMinusInfinity = -std::numeric_limits<Acc>::infinity();
+
+// Makes it the result of rows that have seen no key; `width` is padded(D_v).
+template <class Acc>
+inline void clear(const Partial<Acc>& partial, int64_t rows, int64_t width) {
+  std::fill_n(partial.out, rows * width, Acc{0});
+  std::fill_n(partial.max, rows, kMinusInfinity<Acc>);
+  std::fill_n(partial.sum, rows, Acc{0});
+}
+
+}  // namespace
 
 // Memory that a tile works in.
 template <class Acc>

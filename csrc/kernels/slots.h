@@ -1,0 +1,30 @@
+// Where the slots of a cache lie, contiguous or paged.
+#pragma once
+
+#include "params.h"
+
+namespace mqa::kernels {
+namespace {  // internal linkage: every ISA that includes this compiles its own copy
+
+struct SlotPlace {
+  int64_t row;  // of the batch, or the page
+  int64_t slot;
+};
+
+inline int64_t page_at(const BlockTable& table, int64_t batch, int64_t index) {
+  return table.pages[batch * table.row_stride + index * table.page_stride];
+}
+
+inline int64_t row_offset(const Cache& cache, SlotPlace place, int64_t head) {
+  return place.row * cache.row_stride + head * cache.head_stride + place.slot * cache.slot_stride;
+}
+
+// Of a quantised cache.
+inline float& scale_at(const Cache& cache, SlotPlace place, int64_t head) {
+  const Scales& scales = cache.scales;
+  return scales.data[place.row * scales.row_stride + head * scales.head_stride +
+                     place.slot * scales.slot_stride];
+}
+
+}  // namespace
+}  // namespace mqa::kernels

@@ -40,6 +40,8 @@ TORCH_LIBRARY_FRAGMENT(mqa, m) {
   m.def(R"(kv_append(
       Tensor(a!) key_cache, Tensor(b!) value_cache, Tensor key, Tensor value, Tensor positions, *,
       Tensor? block_table=None, Tensor(c!)? key_scale=None, Tensor(d!)? value_scale=None) -> ())");
+  // The instruction set that CPU kernels use: generic, avx2, avx512, avx512_bf16 or amx.
+  m.def("cpu_isa() -> str");
   // Internal, without a promise of stability: gradients of query, key, value, attn_mask and sinks.
   m.def(R"(attention_backward(
       Tensor grad_out, Tensor? grad_lse, Tensor out, Tensor lse,

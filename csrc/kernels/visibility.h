@@ -6,12 +6,13 @@
 #include "params.h"
 
 namespace mqa::kernels {
-namespace {  // internal linkage: every ISA that includes this compiles its own copy
 
 struct KeyRange {
   int64_t begin, end;
   bool empty() const { return begin >= end; }
 };
+
+namespace {  // internal linkage: every ISA that includes this compiles its own copy
 
 inline KeyRange intersect(KeyRange a, KeyRange b) {
   return {std::max(a.begin, b.begin), std::min(a.end, b.end)};

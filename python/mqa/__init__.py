@@ -10,6 +10,7 @@ from mqa.generate import generate as generate
 from mqa.likelihood import nll as nll
 from mqa.ops import attention as attention
 from mqa.ops import attention_lse as attention_lse
+from mqa.ops import cpu_isa as cpu_isa
 from mqa.ops import kv_append as kv_append
 from mqa.ops import merge as merge
 from mqa.weights import load_gguf as load_gguf

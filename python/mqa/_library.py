@@ -22,6 +22,7 @@ def load() -> None:
     Raises:
         ImportError: the library is missing, was built with another torch minor version, or another
             copy of it has registered the operators already.
+        ValueError: the environment variable MQA_CPU_ISA holds no name of an instruction set.
     """
     if not _LIBRARY.exists():
         raise ImportError(
@@ -41,3 +42,4 @@ def load() -> None:
             "already: load one copy only"
         )
     torch.ops.load_library(str(_LIBRARY))
+    torch.ops.mqa.cpu_isa()  # reads MQA_CPU_ISA: complain now and not in the first call

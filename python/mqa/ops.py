@@ -179,3 +179,20 @@ def kv_append(
         key_scale=key_scale,
         value_scale=value_scale,
     )
+
+
+def cpu_isa() -> str:
+    """The instruction set that the CPU kernels use.
+
+    The best one of this machine, or what the environment variable ``MQA_CPU_ISA`` caps it at when
+    the library is loaded.
+
+    Returns:
+        ``generic``, ``avx2``, ``avx512``, ``avx512_bf16`` or ``amx``.
+
+    Example:
+        >>> import mqa
+        >>> mqa.cpu_isa() in ("generic", "avx2", "avx512", "avx512_bf16", "amx")
+        True
+    """
+    return str(torch.ops.mqa.cpu_isa())

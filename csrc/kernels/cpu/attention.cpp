@@ -8,19 +8,16 @@
 #include "attention.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstdlib>
 #include <memory>
 #include <new>
 #include <utility>
 
-#include "../formats.h"
 #include "tile.h"
 
 namespace mqa::kernels::cpu {
 namespace {
 
-constexpr int64_t kChunkKeys = 512;
 // Fewer items than this per thread are split over keys; twice as many chunk results are held.
 constexpr int64_t kItemsPerThread = 4;
 
@@ -30,111 +27,60 @@ constexpr double kSerialWork = 1 << 17;
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // A growing, cache-line-aligned buffer that each thread keeps from call to call.
-template <class Acc>
 class Buffer {
  public:
-  Acc* reserve(int64_t count) {
-    if (count > capacity_) {
+  char* reserve(int64_t bytes) {
+    if (bytes > capacity_) {
       memory_.reset();  // never hold both
-      const size_t bytes = static_cast<size_t>(ceil_div(count * sizeof(Acc), 64) * 64);
-      memory_.reset(static_cast<Acc*>(std::aligned_alloc(64, bytes)));
-      capacity_ = memory_ ? count : 0;
+      memory_.reset(static_cast<char*>(std::aligned_alloc(kCacheLine, cache_lines(bytes))));
+      capacity_ = memory_ ? bytes : 0;
       if (!memory_) throw std::bad_alloc();
     }
     return memory_.get();
   }
 
+  static constexpr int64_t kCacheLine = 64;
+  static constexpr int64_t cache_lines(int64_t bytes) {
+    return ceil_div(bytes, kCacheLine) * kCacheLine;
+  }
+
  private:
   struct Free {
-    void operator()(Acc* memory) const { std::free(memory); }
+    void operator()(char* memory) const { std::free(memory); }
   };
-  std::unique_ptr<Acc, Free> memory_;
+  std::unique_ptr<char, Free> memory_;
   int64_t capacity_ = 0;
-};
-
-// Hands out consecutive pieces of a buffer, each on its own cache line.
-template <class Acc>
-class Pieces {
- public:
-  explicit Pieces(Acc* next) : next_(next) {}
-  Acc* take(int64_t count) { return std::exchange(next_, next_ + padded(count)); }
-
- private:
-  Acc* next_;
 };
 
 template <class Acc>
 int64_t partial_size(const AttentionParams& p) {
-  return kTileRows * (padded(p.D_v) + 2);
+  return kTileRows * (padded(p.D_v) + 2) * sizeof(Acc);
 }
 
 template <class Acc>
-Partial<Acc> take_partial(const AttentionParams& p, Pieces<Acc>& pieces) {
-  return {pieces.take(kTileRows * padded(p.D_v)), pieces.take(kTileRows), pieces.take(kTileRows)};
+Partial<Acc> partial_at(const AttentionParams& p, char* memory) {
+  Acc* out = reinterpret_cast<Acc*>(memory);
+  Acc* max = out + kTileRows * padded(p.D_v);
+  return {out, max, max + kTileRows};
 }
 
 // What one thread needs to attend a tile to a chunk.
 template <class Acc>
 struct Workspace {
-  Acc* query;
-  TileScratch<Acc> tile;
+  char *query, *scratch;
   Partial<Acc> chunk, total;
 
-  static Workspace get(const AttentionParams& p) {
-    thread_local Buffer<Acc> buffer;
-    const int64_t widths = padded(p.D) + padded(p.D_v);
-    const int64_t size = kTileRows * padded(p.D) + kBlockKeys * (widths + kTileRows) + widths +
-                         2 * partial_size<Acc>(p);
-    Pieces<Acc> pieces(buffer.reserve(size));
-    Workspace w;
-    w.query = pieces.take(kTileRows * padded(p.D));
-    w.tile = {pieces.take(kBlockKeys * padded(p.D)), pieces.take(kBlockKeys * padded(p.D_v)),
-              pieces.take(kTileRows * kBlockKeys), pieces.take(widths)};
-    std::fill_n(w.tile.zeros, widths, Acc{0});
-    w.chunk = take_partial(p, pieces);
-    w.total = take_partial(p, pieces);
-    return w;
+  static Workspace get(const AttentionParams& p, const TileOps<Acc>& ops) {
+    thread_local Buffer buffer;
+    const int64_t query_size = Buffer::cache_lines(ops.query_size(p));
+    const int64_t scratch_size = Buffer::cache_lines(ops.scratch_size(p));
+    char* query = buffer.reserve(query_size + scratch_size + 2 * partial_size<Acc>(p));
+    char* scratch = query + query_size;
+    char* partials = scratch + scratch_size;
+    return {query, scratch, partial_at<Acc>(p, partials),
+            partial_at<Acc>(p, partials + partial_size<Acc>(p))};
   }
 };
-
-// total += part, both brought to the common maximum. A part that saw nothing changes nothing.
-template <class Acc>
-void fold(const AttentionParams& p, int64_t rows, const Partial<Acc>& part,
-          const Partial<Acc>& total) {
-  const int64_t width = padded(p.D_v);
-  for (int64_t r = 0; r < rows; ++r) {
-    const Acc max = std::max(total.max[r], part.max[r]);
-    const Acc base = max == kMinusInfinity<Acc> ? 0 : max;  // -inf - -inf would be NaN
-    const Acc keep = std::exp(total.max[r] - base), add = std::exp(part.max[r] - base);
-    total.max[r] = max;
-    total.sum[r] = total.sum[r] * keep + part.sum[r] * add;
-    Acc* out = total.out + r * width;
-    const Acc* part_out = part.out + r * width;
-    for (int64_t d = 0; d < width; ++d) out[d] = out[d] * keep + part_out[d] * add;
-  }
-}
-
-// Adds the sink, divides by the sum and stores out and lse.
-template <class Acc>
-void finish(const AttentionParams& p, const RowTile& tile, const Partial<Acc>& total) {
-  for (int64_t r = 0; r < tile.rows; ++r) {
-    const auto [head, token] = row_of(p, tile, r);
-    const int64_t row = (tile.batch * p.H_q + head) * p.T + token;
-    Acc max = total.max[r], sum = total.sum[r], factor = 1;
-    const Acc sink = p.sinks ? static_cast<const Acc*>(p.sinks)[head] : kMinusInfinity<Acc>;
-    if (sink > kMinusInfinity<Acc>) {
-      const Acc base = std::max(max, sink);
-      factor = std::exp(max - base);
-      sum = sum * factor + std::exp(sink - base);
-      max = base;
-    }
-    const Acc divisor = sum == 0 ? 1 : sum;  // nothing seen: out is zero already
-    Acc* out = total.out + r * padded(p.D_v);
-    for (int64_t d = 0; d < p.D_v; ++d) out[d] *= factor;
-    store_row(p.dtype, p.out, row * p.D_v, p.D_v, divisor, out);
-    if (p.lse) static_cast<Acc*>(p.lse)[row] = max + std::log(sum);
-  }
-}
 
 // The work items of a call, and the chunks of each.
 class Items {
@@ -179,19 +125,20 @@ KeyRange chunk_keys(KeyRange keys, int64_t chunk) {
 // One thread takes an item through all its chunks.
 template <class Acc>
 void attend_items(const AttentionParams& p, const Threads& threads, const Items& items) {
-  const TileOps<Acc>& ops = tile_ops<Acc>();
+  const TileOps<Acc>& ops = tile_ops<Acc>(p);
   threads.parallel_for(items.count(), [&](int64_t begin, int64_t end) {
-    const Workspace<Acc> w = Workspace<Acc>::get(p);
+    const Workspace<Acc> w = Workspace<Acc>::get(p, ops);
     for (int64_t i = begin; i < end; ++i) {
       const RowTile tile = items[i];
       const KeyRange keys = items.keys(tile), chunks = chunks_of(keys);
-      ops.load_queries(p, tile, w.query);
-      clear(w.total, tile.rows, padded(p.D_v));
+      if (chunks.empty()) ops.clear(p, tile.rows, w.total);
+      ops.pack_queries(p, tile, w.query);
       for (int64_t chunk = chunks.begin; chunk < chunks.end; ++chunk) {
-        ops.attend(p, tile, chunk_keys(keys, chunk), w.query, w.tile, w.chunk);
-        fold(p, tile.rows, w.chunk, w.total);
+        const bool first = chunk == chunks.begin;  // folding it into nothing would not change a bit
+        ops.attend(p, tile, chunk_keys(keys, chunk), w.query, w.scratch, first ? w.total : w.chunk);
+        if (!first) ops.fold(p, tile.rows, w.chunk, w.total);
       }
-      finish(p, tile, w.total);
+      ops.finish(p, tile, w.total);
     }
   });
 }
@@ -200,29 +147,28 @@ void attend_items(const AttentionParams& p, const Threads& threads, const Items&
 template <class Acc>
 void attend_chunks(const AttentionParams& p, const Threads& threads, const Items& items,
                    int64_t max_chunks) {
-  const TileOps<Acc>& ops = tile_ops<Acc>();
+  const TileOps<Acc>& ops = tile_ops<Acc>(p);
   const int64_t wave =
       std::min(max_chunks, ceil_div(2 * kItemsPerThread * threads.count, items.count()));
-  thread_local Buffer<Acc> buffer;
-  Acc* partials = buffer.reserve(items.count() * (wave + 1) * partial_size<Acc>(p));
+  thread_local Buffer buffer;
+  char* partials = buffer.reserve(items.count() * (wave + 1) * partial_size<Acc>(p));
   const auto partial = [&](int64_t item, int64_t index) {  // index `wave`: the item's total
-    Pieces<Acc> pieces(partials + (item * (wave + 1) + index) * partial_size<Acc>(p));
-    return take_partial(p, pieces);
+    return partial_at<Acc>(p, partials + (item * (wave + 1) + index) * partial_size<Acc>(p));
   };
-  for (int64_t i = 0; i < items.count(); ++i) {
-    clear(partial(i, wave), items[i].rows, padded(p.D_v));
-  }
+  for (int64_t i = 0; i < items.count(); ++i) ops.clear(p, items[i].rows, partial(i, wave));
 
   for (int64_t first = 0; first < max_chunks; first += wave) {
     threads.parallel_for(items.count() * wave, [&](int64_t begin, int64_t end) {
-      const Workspace<Acc> w = Workspace<Acc>::get(p);
+      const Workspace<Acc> w = Workspace<Acc>::get(p, ops);
+      int64_t packed = -1;
       for (int64_t i = begin; i < end; ++i) {
         const RowTile tile = items[i / wave];
         const KeyRange keys = items.keys(tile), chunks = chunks_of(keys);
         const int64_t chunk = chunks.begin + first + i % wave;
         if (chunk >= chunks.end) continue;
-        ops.load_queries(p, tile, w.query);
-        ops.attend(p, tile, chunk_keys(keys, chunk), w.query, w.tile, partial(i / wave, i % wave));
+        if (std::exchange(packed, i / wave) != i / wave) ops.pack_queries(p, tile, w.query);
+        ops.attend(p, tile, chunk_keys(keys, chunk), w.query, w.scratch,
+                   partial(i / wave, i % wave));
       }
     });
     threads.parallel_for(items.count(), [&](int64_t begin, int64_t end) {
@@ -230,11 +176,11 @@ void attend_chunks(const AttentionParams& p, const Threads& threads, const Items
         const RowTile tile = items[i];
         const KeyRange chunks = chunks_of(items.keys(tile));
         const int64_t done = std::min(wave, chunks.end - chunks.begin - first);
-        for (int64_t c = 0; c < done; ++c) fold(p, tile.rows, partial(i, c), partial(i, wave));
+        for (int64_t c = 0; c < done; ++c) ops.fold(p, tile.rows, partial(i, c), partial(i, wave));
       }
     });
   }
-  for (int64_t i = 0; i < items.count(); ++i) finish(p, items[i], partial(i, wave));
+  for (int64_t i = 0; i < items.count(); ++i) ops.finish(p, items[i], partial(i, wave));
 }
 
 template <class Acc>

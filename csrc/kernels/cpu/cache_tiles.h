@@ -1,0 +1,148 @@
+// The keys and values of a chunk as the tiles read them: sixteen rows at a time, in place where the
+// cache has them in the right dtype and at one distance, else converted into a buffer.
+#pragma once
+
+#include <bit>
+#include <cstring>
+#include <type_traits>
+
+#include "../formats.h"
+#include "../slots.h"
+#include "tile.h"
+
+namespace mqa::kernels::cpu {
+namespace {
+
+constexpr int64_t kTileKeys = 16;
+constexpr int64_t kChunkTiles = kChunkKeys / kTileKeys;
+
+struct KeyTile {
+  const void* rows;
+  int64_t stride;  // bytes
+
+  template <class To>
+  const To* row(int64_t j) const {
+    return reinterpret_cast<const To*>(static_cast<const char*>(rows) + j * stride);
+  }
+};
+
+struct BFloat16Bits {
+  uint16_t bits;
+};
+
+// Where a conversion to To takes place.
+template <class To>
+using Wide = std::conditional_t<std::is_same_v<To, double>, double, float>;
+
+inline void store_as(double x, double* to) { *to = x; }
+inline void store_as(float x, float* to) { *to = x; }
+inline void store_as(float x, BFloat16Bits* to) { to->bits = float_to_bfloat16(x); }
+
+template <class To>
+constexpr DType kDTypeOf = std::is_same_v<To, double>  ? DType::kFloat64
+                           : std::is_same_v<To, float> ? DType::kFloat32
+                                                       : DType::kBFloat16;
+
+// to[0, stride) = scale * the row, then zeros.
+template <class To>
+void convert_row(const Cache& cache, int64_t offset, int64_t width, float scale, To* to,
+                 int64_t stride) {
+  with_format(cache.dtype, [&](auto format) {
+    using Storage = typename decltype(format)::Storage;
+    const Storage* from = static_cast<const Storage*>(cache.data) + offset;
+    if (cache.dtype == kDTypeOf<To>) {
+      std::memcpy(to, from, width * sizeof(To));
+    } else {
+      for (int64_t i = 0; i < width; ++i) {
+        store_as(static_cast<Wide<To>>(format.widen(from[i])) * scale, to + i);
+      }
+    }
+  });
+  std::memset(to + width, 0, (stride - width) * sizeof(To));
+}
+
+inline SlotPlace place_of(const AttentionParams& p, int64_t batch, int64_t key) {
+  const BlockTable& table = p.block_table;
+  if (!table.pages) return {batch, key};
+  return {page_at(table, batch, key / table.page_size), key % table.page_size};
+}
+
+// Finds the rows of one KV head for `keys`, which lie in one chunk, and stores where in `tiles`, by
+// position in the chunk. Rows have padded<kMultiple>(width) elements; those of slots outside `keys`
+// or not in `used` (null: all) are zeros.
+template <class To>
+class CacheTiles {
+ public:
+  CacheTiles(const AttentionParams& p, const RowTile& tile, const Cache& cache, int64_t width,
+             int64_t stride, To* buffer)
+      : p_(p),
+        tile_(tile),
+        cache_(cache),
+        width_(width),
+        stride_(stride),
+        buffer_(buffer),
+        in_place_(cache.dtype == kDTypeOf<To> && width == stride &&
+                  (!p.block_table.pages || p.block_table.page_size % kTileKeys == 0)) {}
+
+  void find(KeyRange keys, const bool* used, KeyTile* tiles) const {
+    const int64_t chunk = keys.begin / kChunkKeys * kChunkKeys;
+    for (int64_t first = keys.begin / kTileKeys * kTileKeys; first < keys.end; first += kTileKeys) {
+      const KeyRange valid = intersect(keys, {first, first + kTileKeys});
+      const int64_t t = (first - chunk) / kTileKeys;
+      const bool whole = valid.end - valid.begin == kTileKeys;
+      tiles[t] = in_place_ && whole && !used
+                     ? in_place(first)
+                     : copied(first, valid, used ? used + t * kTileKeys : nullptr,
+                              buffer_ + t * kTileKeys * stride_);
+    }
+  }
+
+ private:
+  KeyTile in_place(int64_t first) const {
+    const int64_t offset = row_offset(cache_, place_of(p_, tile_.batch, first), tile_.kv_head);
+    return {static_cast<const To*>(cache_.data) + offset,
+            cache_.slot_stride * static_cast<int64_t>(sizeof(To))};
+  }
+
+  KeyTile copied(int64_t first, KeyRange valid, const bool* used, To* to) const {
+    for (int64_t j = 0; j < kTileKeys; ++j) {
+      const int64_t key = first + j;
+      if (key < valid.begin || key >= valid.end || (used && !used[j])) {
+        std::memset(to + j * stride_, 0, stride_ * sizeof(To));
+        continue;
+      }
+      const SlotPlace place = place_of(p_, tile_.batch, key);
+      const float scale =
+          kScaled && cache_.scales.data ? scale_at(cache_, place, tile_.kv_head) : 1.f;
+      convert_row(cache_, row_offset(cache_, place, tile_.kv_head), width_, scale, to + j * stride_,
+                  stride_);
+    }
+    return {to, stride_ * static_cast<int64_t>(sizeof(To))};
+  }
+
+  // bfloat16 holds codes of 8 bits exactly, but not their products with a scale.
+  static constexpr bool kScaled = !std::is_same_v<To, BFloat16Bits>;
+
+  const AttentionParams& p_;
+  const RowTile& tile_;
+  const Cache& cache_;
+  int64_t width_, stride_;
+  To* buffer_;
+  bool in_place_;
+};
+
+// The scales of slots, by position in the chunk, for rows that were converted without; those of
+// slots outside `keys` or not in `used` are 0. Null where the cache has none.
+inline const float* find_scales(const AttentionParams& p, const RowTile& tile, const Cache& cache,
+                                KeyRange keys, const bool* used, float* scales) {
+  if (!cache.scales.data) return nullptr;
+  std::fill_n(scales, kChunkKeys, 0.f);
+  for (int64_t key = keys.begin; key < keys.end; ++key) {
+    const int64_t j = key % kChunkKeys;
+    if (!used || used[j]) scales[j] = scale_at(cache, place_of(p, tile.batch, key), tile.kv_head);
+  }
+  return scales;
+}
+
+}  // namespace
+}  // namespace mqa::kernels::cpu

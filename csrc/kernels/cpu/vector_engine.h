@@ -1,0 +1,389 @@
+// Products of queries, keys and values by vector instructions.
+//
+// With the rows in the lanes a score is a chain over D: of a key's elements, broadcast from where
+// the cache has them, and the packed queries. Few rows would leave lanes idle: for them blocks of
+// keys are transposed in registers and the keys are in the lanes. Both are the same chain, so that
+// a row's bits do not depend on how many it comes with.
+#pragma once
+
+#include "attend.h"
+
+namespace mqa::kernels::cpu {
+namespace {
+
+constexpr int64_t kFewRows = 4;
+
+// One element of Acc at a time.
+template <class A>
+struct PlainProducts {
+  using Acc = A;
+  using Stored = A;   // keys and values in memory
+  using Element = A;  // what a lane multiplies at once: kStep stored values
+  static constexpr int64_t kStep = 1;
+  static constexpr bool kExactWeights = true;
+
+  static Vector<Acc> multiply_add(Vector<Element> a, Vector<Element> b, Vector<Acc> c) {
+    return kernels::multiply_add(a, b, c);
+  }
+};
+
+#if defined(__AVX512BF16__)
+// Pairs of bfloat16, summed in float32.
+struct PairProducts {
+  using Acc = float;
+  using Stored = BFloat16Bits;
+  using Element = uint32_t;
+  static constexpr int64_t kStep = 2;
+  static constexpr bool kExactWeights = false;
+
+  static Vector<Acc> multiply_add(Vector<Element> a, Vector<Element> b, Vector<Acc> c) {
+    return (Vector<Acc>)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b);
+  }
+};
+#endif
+
+// Of a query or a cache, which promise no more alignment than that of what they store.
+template <class Element, class From>
+inline Element element_at(const From* from, int64_t index) {
+  Element x;
+  std::memcpy(&x, reinterpret_cast<const char*>(from) + index * sizeof(Element), sizeof x);
+  return x;
+}
+
+// Columns of a row, in elements, as packed queries and copied keys have them.
+template <class Products>
+constexpr int64_t elements(int64_t width) {
+  return padded((width + Products::kStep - 1) / Products::kStep);
+}
+
+inline bool few(const RowTile& tile) { return tile.rows <= kFewRows; }
+
+template <class Products>
+int64_t query_size(const AttentionParams& p) {
+  return (kTileRows + 1) * elements<Products>(p.D) * sizeof(typename Products::Element);
+}
+
+// To [row][elements] for few rows, else to [group][element][row in group].
+template <class Products>
+void pack_queries(const AttentionParams& p, const RowTile& tile, bool few, void* query) {
+  using Element = typename Products::Element;
+  using Stored = typename Products::Stored;
+  const int64_t width = elements<Products>(p.D);
+  const int64_t rows = few ? kFewRows : whole_tiles({0, tile.rows}, kGroupRows).end;
+  Element* packed = static_cast<Element*>(query);
+  Element* row = packed + kTileRows * width;
+  const Cache source{const_cast<void*>(p.query), p.dtype, 0, 0, 0, {}};
+  RowWalk walk(p, tile, 0);
+  for (int64_t r = 0; r < rows; ++r) {
+    if (r < tile.rows) {
+      const auto [head, token] = *walk;
+      const int64_t offset = tile.batch * p.query_batch_stride + head * p.query_head_stride +
+                             token * p.query_token_stride;
+      convert_row(source, offset, p.D, 1, reinterpret_cast<Stored*>(row), width * Products::kStep);
+      ++walk;
+    } else {
+      std::fill_n(row, width, Element{});
+    }
+    if (few) {
+      std::copy_n(row, width, packed + r * width);
+      continue;
+    }
+    Element* group = packed + r / kGroupRows * kGroupRows * width + r % kGroupRows;
+    for (int64_t e = 0; e < width; ++e) group[e * kGroupRows] = row[e];
+  }
+  clear_upper_lanes();
+}
+
+template <class P, class L>
+class VectorEngine {
+ public:
+  using Products = P;
+  using Acc = typename P::Acc;
+  using Layout = L;
+  static constexpr int64_t kGroups = kVectorRegisters == 32 ? 2 : 1;
+  static constexpr int64_t kSpanKeys = kTileKeys;
+
+  VectorEngine(const AttentionParams& p, const RowTile& tile, KeyRange keys, const void* query,
+               void* scratch)
+      : p_(p), tile_(tile), keys_(keys), query_(static_cast<const Element*>(query)) {
+    Pieces pieces(scratch);
+    key_buffer_ = pieces.take<Stored>(kChunkKeys * key_width());
+    value_buffer_ = pieces.take<Stored>(kChunkKeys * value_width());
+    if constexpr (kStep > 1) pairs_ = pieces.take<Element>(kChunkKeys / kStep * value_width());
+    scores_ = pieces.take<Acc>(kGroups * kGroupScores);
+    spare_ = {pieces.take<Acc>(kGroupRows * value_width()), pieces.take<Acc>(kGroupRows),
+              pieces.take<Acc>(kGroupRows)};
+    end_ = pieces.next();
+  }
+
+  static int64_t scratch_size(const AttentionParams& p) {
+    const RowTile none{};
+    return VectorEngine(p, none, {0, 0}, nullptr, nullptr).end_;  // of pieces that begin at 0
+  }
+
+  void find_keys() {
+    CacheTiles<Stored>(p_, tile_, p_.key, p_.D, key_width(), key_buffer_)
+        .find(keys_, nullptr, key_tiles_);
+    if constexpr (kStep > 1) {
+      key_scales_ = find_scales(p_, tile_, p_.key, keys_, nullptr, key_scale_buffer_);
+    }
+  }
+
+  void find_values(const bool* used) {
+    CacheTiles<Stored>(p_, tile_, p_.value, p_.D_v, value_width(), value_buffer_)
+        .find(keys_, used, value_tiles_);
+    if constexpr (kStep > 1) {
+      value_scales_ = find_scales(p_, tile_, p_.value, keys_, used, value_scale_buffer_);
+      interleave_values();
+    }
+  }
+
+  const Acc* key_scales() const { return key_scales_; }
+
+  Acc* scores(int64_t group) { return scores_ + group * kGroupScores; }
+
+  const Partial<Acc>& spare() const { return spare_; }
+
+  void score(const RowGroups& some) {
+    const int64_t width = elements<P>(p_.D);
+    for (int64_t t = some.span.begin / kTileKeys; t < some.span.end / kTileKeys; ++t) {
+      for (int64_t e = 0; e < width; e += kChain) {
+        const int64_t end = std::min(e + kChain, width);
+        if constexpr (Layout::kRowStride != 1) {
+          tile_.rows == 1 ? score_few<1>(t, e, end) : score_few<kFewRows>(t, e, end);
+        } else if (some.count == 2) {
+          score_groups<2>(some.first, t, e, end);
+        } else {
+          score_groups<1>(some.first, t, e, end);
+        }
+      }
+    }
+  }
+
+  void weigh(const RowGroups& some, Acc scale, const Partial<Acc>& partial) {
+    for (int64_t g = 0; g < some.count; ++g) {
+      const int64_t first = g * kGroupRows;
+      const int64_t rows = std::min(kGroupRows, tile_.rows - some.first * kGroupRows - first);
+      Acc* weights = scores(g);
+      softmax<Layout, P::kExactWeights, kStoredKeys>(
+          Layout::kRowStride == 1 ? kGroupRows : rows, some.span, scale, weights,
+          partial.max + first, partial.sum + first,
+          [&](int64_t r, int64_t j, const Vector<Acc>* w) { store_weights(weights, r, j, w); });
+      weigh_rows(some.seen, weights, rows, partial.out + first * value_width());
+    }
+  }
+
+ private:
+  using Stored = typename P::Stored;
+  using Element = typename P::Element;
+  static constexpr int64_t kStep = P::kStep;
+  static constexpr int64_t kGroupScores = kChunkKeys * kGroupRows;
+  static constexpr int64_t kTileSteps = kTileKeys / kStep;
+  static constexpr int kVectors = kGroupRows / kLanes<Acc>;  // of a group of rows
+  static constexpr int kSums = kVectorRegisters / 2;         // that a product keeps in registers
+  static constexpr int kStoredKeys = Layout::kRowStride == 1 ? kStep : 1;
+
+  // Of products, before they are added to those of other elements: the rounding errors of one
+  // long chain would grow with D.
+  static constexpr int64_t kChain = 64;
+
+  int64_t key_width() const { return elements<P>(p_.D) * kStep; }
+  int64_t value_width() const { return padded(p_.D_v); }
+
+  // The first block of elements stores, the others add.
+  static void add_score(int64_t first, Vector<Acc> sum, Acc* score) {
+    store(score, first == 0 ? sum : load(score) + sum);
+  }
+
+  template <int kCount>
+  void score_groups(int64_t first, int64_t t, int64_t e_begin, int64_t e_end) {
+    constexpr int kKeys = std::clamp<int>(kSums / (kCount * kVectors), 1, kTileKeys);
+    const int64_t group_size = elements<P>(p_.D) * kGroupRows;
+    const Element* query = query_ + first * group_size;
+    for (int64_t k0 = 0; k0 < kTileKeys; k0 += kKeys) {
+      Vector<Acc> sums[kKeys][kCount * kVectors];
+      const Stored* keys[kKeys];
+      for (int k = 0; k < kKeys; ++k) {
+        keys[k] = key_tiles_[t].template row<Stored>(k0 + k);
+        for (Vector<Acc>& sum : sums[k]) sum = Vector<Acc>{};  // `= {}` would be a memset
+      }
+      for (int64_t e = e_begin; e < e_end; ++e) {
+        Vector<Element> q[kCount * kVectors];
+        for (int v = 0; v < kCount * kVectors; ++v) {
+          q[v] =
+              load(query + v / kVectors * group_size + e * kGroupRows + v % kVectors * kLanes<Acc>);
+        }
+        for (int k = 0; k < kKeys; ++k) {
+          const Vector<Element> key = broadcast(element_at<Element>(keys[k], e));
+          for (int v = 0; v < kCount * kVectors; ++v) {
+            sums[k][v] = P::multiply_add(q[v], key, sums[k][v]);
+          }
+        }
+      }
+      Acc* to = scores_ + (t * kTileKeys + k0) * kGroupRows;
+      for (int k = 0; k < kKeys; ++k) {
+        for (int v = 0; v < kCount * kVectors; ++v) {
+          add_score(e_begin, sums[k][v],
+                    to + v / kVectors * kGroupScores + k * kGroupRows + v % kVectors * kLanes<Acc>);
+        }
+      }
+    }
+  }
+
+  template <int kRows>
+  void score_few(int64_t t, int64_t e_begin, int64_t e_end) {
+    const int64_t width = elements<P>(p_.D);
+    for (int64_t k0 = 0; k0 < kTileKeys; k0 += kLanes<Acc>) {
+      Vector<Acc> sums[kRows];
+      for (Vector<Acc>& sum : sums) sum = Vector<Acc>{};
+      for (int64_t e0 = e_begin; e0 < e_end; e0 += kLanes<Acc>) {
+        Vector<Element> keys[kLanes<Acc>];
+        for (int k = 0; k < kLanes<Acc>; ++k) {
+          std::memcpy(&keys[k], key_tiles_[t].template row<Stored>(k0 + k) + e0 * kStep,
+                      sizeof keys[k]);
+        }
+        transpose(keys);
+        for (int i = 0; i < kLanes<Acc>; ++i) {
+          for (int r = 0; r < kRows; ++r) {
+            sums[r] = P::multiply_add(broadcast(query_[r * width + e0 + i]), keys[i], sums[r]);
+          }
+        }
+      }
+      for (int r = 0; r < kRows; ++r) {
+        add_score(e_begin, sums[r], scores_ + r * kChunkKeys + t * kTileKeys + k0);
+      }
+    }
+  }
+
+  // Pairs of keys side by side, in the place of their values.
+  void interleave_values() {
+    const int64_t width = value_width();
+    const int64_t chunk = keys_.begin / kChunkKeys * kChunkKeys;
+    const KeyRange span = whole_tiles({keys_.begin - chunk, keys_.end - chunk}, kTileKeys);
+    for (int64_t t = span.begin / kTileKeys; t < span.end / kTileKeys; ++t) {
+      Element* to = pairs_ + t * kTileSteps * width;
+      for (int64_t s = 0; s < kTileSteps; ++s) {
+        const Stored* a = value_tiles_[t].template row<Stored>(kStep * s);
+        const Stored* b = value_tiles_[t].template row<Stored>(kStep * s + 1);
+        for (int64_t d = 0; d < width; ++d) {
+          to[s * width + d] = a[d].bits | static_cast<uint32_t>(b[d].bits) << 16;
+        }
+      }
+      value_tiles_[t] = {to, width * static_cast<int64_t>(sizeof(Element))};
+    }
+  }
+
+  void store_weights(Acc* weights, int64_t r, int64_t j, const Vector<Acc>* w) const {
+    if constexpr (kStep == 1) {
+      store(weights + r * Layout::kRowStride + j * Layout::kKeyStride, *w);
+    } else if constexpr (Layout::kRowStride == 1) {
+      const Vector<Element> pairs =
+          value_scales_ ? bfloat16_pairs(w[0] * value_scales_[j], w[1] * value_scales_[j + 1])
+                        : bfloat16_pairs(w[0], w[1]);
+      std::memcpy(weights + j / kStep * kGroupRows + r, &pairs, sizeof pairs);
+    } else {
+      const Vector<Acc> scaled = value_scales_ ? *w * load(value_scales_ + j) : *w;
+      const auto rounded = __builtin_convertvector(bfloat16_of(scaled), HalfVector);
+      std::memcpy(weights + r * kChunkKeys + j / kStep, &rounded, sizeof rounded);
+    }
+  }
+
+  // out[r] = sum over the seen keys of weight * value, in the order of the keys.
+  void weigh_rows(KeyRange seen, const Acc* weights, int64_t rows, Acc* out) {
+    constexpr int64_t kColumns = 4 * kLanes<Acc>, kBlock = 64 / kStep;  // values that L1 keeps
+    const int64_t width = value_width();
+    const KeyRange steps{seen.begin / kStep, (seen.end + kStep - 1) / kStep};
+    std::fill_n(out, (rows + 3) / 4 * 4 * width, Acc{0});
+    for (int64_t s = steps.begin / kBlock * kBlock; s < steps.end; s += kBlock) {
+      const KeyRange block = intersect(steps, {s, s + kBlock});
+      int64_t d = 0;
+      for (; d + kColumns <= width; d += kColumns) weigh_block<4>(block, weights, rows, d, out);
+      for (; d < width; d += kLanes<Acc>) weigh_block<1>(block, weights, rows, d, out);
+    }
+  }
+
+  template <int kColumns>
+  void weigh_block(KeyRange steps, const Acc* weights, int64_t rows, int64_t column, Acc* out) {
+    int64_t r = 0;
+    if constexpr (Layout::kRowStride == 1) {
+      for (; r < rows; r += 4) weigh_micro_tile<4, kColumns>(steps, weights, r, column, out);
+    } else {
+      if (rows == 4) return weigh_micro_tile<4, kColumns>(steps, weights, 0, column, out);
+      for (; r < rows; ++r) weigh_micro_tile<1, kColumns>(steps, weights, r, column, out);
+    }
+  }
+
+  template <int kRows, int kColumns>
+  void weigh_micro_tile(KeyRange steps, const Acc* weights, int64_t row, int64_t column, Acc* out) {
+    const int64_t width = value_width();
+    out += row * width + column;
+    weights += row * Layout::kRowStride;
+    Vector<Acc> sums[kRows][kColumns];
+    for (int r = 0; r < kRows; ++r) {
+      for (int c = 0; c < kColumns; ++c) sums[r][c] = load(out + r * width + c * kLanes<Acc>);
+    }
+    for (int64_t s = steps.begin; s < steps.end;) {
+      const KeyTile& tile = value_tiles_[s / kTileSteps];
+      const int64_t end = std::min(steps.end, (s / kTileSteps + 1) * kTileSteps);
+      const char* from =
+          reinterpret_cast<const char*>(tile.template row<Element>(s % kTileSteps) + column);
+      for (; s < end; ++s, from += tile.stride) {
+        Vector<Element> value[kColumns];
+        for (int c = 0; c < kColumns; ++c) {
+          std::memcpy(&value[c], from + c * kVectorBytes, kVectorBytes);
+        }
+        for (int r = 0; r < kRows; ++r) {
+          const Vector<Element> weight = broadcast(
+              element_at<Element>(weights, r * Layout::kRowStride + s * Layout::kKeyStride));
+          for (int c = 0; c < kColumns; ++c) {
+            sums[r][c] = P::multiply_add(weight, value[c], sums[r][c]);
+          }
+        }
+      }
+    }
+    for (int r = 0; r < kRows; ++r) {
+      for (int c = 0; c < kColumns; ++c) store(out + r * width + c * kLanes<Acc>, sums[r][c]);
+    }
+  }
+
+  const AttentionParams& p_;
+  const RowTile& tile_;
+  KeyRange keys_;
+  const Element* query_;
+  Stored *key_buffer_, *value_buffer_;
+  Element* pairs_ = nullptr;
+  Acc* scores_;  // then the weights, in their place
+  Partial<Acc> spare_;
+  uintptr_t end_;
+  KeyTile key_tiles_[kChunkTiles], value_tiles_[kChunkTiles];
+  const Acc *key_scales_ = nullptr, *value_scales_ = nullptr;  // of codes that became bfloat16
+  float key_scale_buffer_[kChunkKeys], value_scale_buffer_[kChunkKeys];
+};
+
+template <class Products>
+void pack_for_vectors(const AttentionParams& p, const RowTile& tile, void* query) {
+  pack_queries<Products>(p, tile, few(tile), query);
+}
+
+// Few rows or many, by the tile.
+template <class Products>
+void attend_by_vectors(const AttentionParams& p, const RowTile& tile, KeyRange keys,
+                       const void* query, void* scratch,
+                       const Partial<typename Products::Acc>& partial) {
+  if (few(tile)) {
+    attend<VectorEngine<Products, KeysInLanes>>(p, tile, keys, query, scratch, partial);
+  } else {
+    attend<VectorEngine<Products, RowsInLanes>>(p, tile, keys, query, scratch, partial);
+  }
+}
+
+template <class Products>
+constexpr TileOps<typename Products::Acc> kVectorOps{
+    query_size<Products>,           VectorEngine<Products, RowsInLanes>::scratch_size,
+    pack_for_vectors<Products>,     attend_by_vectors<Products>,
+    clear<typename Products::Acc>,  fold<typename Products::Acc>,
+    finish<typename Products::Acc>,
+};
+
+}  // namespace
+}  // namespace mqa::kernels::cpu

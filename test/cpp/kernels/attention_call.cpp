@@ -1,0 +1,228 @@
+#include "attention_call.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <numeric>
+#include <ostream>
+#include <random>
+#include <thread>
+
+#include "kernels/cpu/attention.h"
+
+namespace mqa::kernels {
+namespace {
+
+constexpr int64_t kLayers = 3, kLayer = 1;
+constexpr int64_t kGap = 3;
+constexpr int64_t kSparePages = 2;
+
+// Key or value in memory, with their scales.
+struct Side {
+  Numbers data, scales;
+  Cache cache;
+};
+
+class Placement {
+ public:
+  Placement(const Problem& problem, const Layout& layout)
+      : problem_(problem),
+        layout_(layout),
+        slots_(layout.page_size ? layout.page_size : problem.shape.S + layout.spare_slots),
+        row_pages_(layout.page_size ? (problem.shape.S + slots_ - 1) / slots_ : 1),
+        rows_(layout.page_size ? problem.shape.B * row_pages_ + kSparePages : problem.shape.B),
+        pages_(rows_) {
+    std::iota(pages_.begin(), pages_.end(), 0);
+    if (layout.page_size) std::shuffle(pages_.begin(), pages_.end(), std::mt19937(3));
+  }
+
+  int64_t capacity() const { return row_pages_ * slots_; }
+
+  Side place(const Numbers& from, const Numbers& scales, int64_t width) const {
+    const Shape& s = problem_.shape;
+    const bool layers = layout_.order == Layout::Order::kLayers;
+    const bool heads_first = layout_.order == Layout::Order::kHeadsFirst;
+    const int64_t stride = width + (layout_.order == Layout::Order::kGaps ? kGap : 0);
+    const int64_t slot_size = (layers ? kLayers : 1) * s.H_kv * stride;
+    Side side;
+    Cache& cache = side.cache;
+    cache.dtype = from.dtype();
+    cache.row_stride = slots_ * slot_size;
+    cache.head_stride = heads_first ? slots_ * stride : stride;
+    cache.slot_stride = heads_first ? stride : slot_size;
+    const int64_t first = layers ? kLayer * s.H_kv * stride : 0;
+    // Up to the last element that the cache has.
+    side.data = Numbers(from.dtype(), first + cache.row_stride * std::max<int64_t>(rows_ - 1, 0) +
+                                          cache.head_stride * (s.H_kv - 1) +
+                                          cache.slot_stride * std::max<int64_t>(slots_ - 1, 0) +
+                                          (rows_ && slots_ ? width : 0));
+    const bool floats = scales.size() == 0;
+    const double unused = floats && layout_.fill != 0 ? layout_.fill : garbage(from.dtype());
+    side.data.fill(0, side.data.size(), unused);
+    cache.data = side.data.data() + first * size_of(from.dtype());
+    place_scales(scales, side);
+    for (int64_t b = 0; b < s.B; ++b) {
+      for (int64_t h = 0; h < s.H_kv; ++h) {
+        for (int64_t j = 0; j < problem_.seq_lens[b]; ++j) {
+          const int64_t row = row_of(b, j), slot = j % slots_;
+          side.data.copy(
+              first + row * cache.row_stride + h * cache.head_stride + slot * cache.slot_stride,
+              from, problem_.slot(b, h, j) * width, width);
+          if (scales.size() && !problem_.options.head_scales) {
+            side.scales.copy((row * s.H_kv + h) * slots_ + slot, scales, problem_.slot(b, h, j), 1);
+          }
+        }
+      }
+    }
+    return side;
+  }
+
+  std::vector<int32_t> table() const {
+    std::vector<int32_t> table;
+    if (!layout_.page_size) return table;
+    for (int64_t b = 0; b < problem_.shape.B; ++b) {
+      for (int64_t i = 0; i < row_pages_; ++i) {
+        const bool used = i * slots_ < problem_.seq_lens[b];
+        table.push_back(used ? static_cast<int32_t>(pages_[b * row_pages_ + i]) : -1);
+      }
+    }
+    return table;
+  }
+
+  int64_t row_pages() const { return row_pages_; }
+
+ private:
+  int64_t row_of(int64_t b, int64_t j) const { return pages_[b * row_pages_ + j / slots_]; }
+
+  void place_scales(const Numbers& scales, Side& side) const {
+    if (scales.size() == 0) return;
+    const int64_t heads = problem_.shape.H_kv;
+    if (problem_.options.head_scales) {
+      side.scales = scales;
+      side.cache.scales = {nullptr, 0, 1, 0};
+    } else {
+      side.scales = Numbers(DType::kFloat32, rows_ * heads * slots_);
+      side.scales.fill(0, side.scales.size(), garbage(DType::kFloat32));
+      side.cache.scales = {nullptr, heads * slots_, slots_, 1};
+    }
+    side.cache.scales.data = reinterpret_cast<float*>(side.scales.data());
+  }
+
+  const Problem& problem_;
+  const Layout& layout_;
+  int64_t slots_, row_pages_, rows_;  // of the batch or the pool
+  std::vector<int64_t> pages_;
+};
+
+// A tensor between two zones that nobody may write to.
+class Guarded {
+ public:
+  Guarded(DType dtype, int64_t count) : numbers_(dtype, count + 2 * kZone), count_(count) {
+    std::fill_n(numbers_.data(), numbers_.size() * size_of(dtype), kUntouched);
+  }
+
+  char* data() { return numbers_.data() + kZone * size_of(numbers_.dtype()); }
+
+  Numbers take() const {
+    const int64_t zone = kZone * size_of(numbers_.dtype()), all = numbers_.size();
+    const char* end = numbers_.data() + all * size_of(numbers_.dtype());
+    const auto untouched = [](char byte) { return byte == kUntouched; };
+    EXPECT_TRUE(std::all_of(numbers_.data(), numbers_.data() + zone, untouched));
+    EXPECT_TRUE(std::all_of(end - zone, end, untouched));
+    Numbers inside(numbers_.dtype(), count_);
+    inside.copy(0, numbers_, kZone, count_);
+    return inside;
+  }
+
+ private:
+  static constexpr int64_t kZone = 64;
+  static constexpr char kUntouched = 0x5a;
+  Numbers numbers_;
+  int64_t count_;
+};
+
+}  // namespace
+
+std::ostream& operator<<(std::ostream& out, const Layout& layout) {
+  const char* orders[] = {"heads first", "slots first", "gaps", "layers"};
+  out << orders[static_cast<int>(layout.order)];
+  if (layout.page_size) out << " in pages of " << layout.page_size;
+  if (layout.spare_slots) out << " with " << layout.spare_slots << " spare slots";
+  return out;
+}
+
+std::string Result::bits(int64_t row) const {
+  const int64_t rows = lse.size(), width = rows ? out.size() / rows * size_of(out.dtype()) : 0;
+  const int64_t lse_width = size_of(lse.dtype());
+  return std::string(out.data() + row * width, width) +
+         std::string(lse.data() + row * lse_width, lse_width);
+}
+
+Threads scrambled(int64_t threads) {
+  return {threads, [](int64_t n, const auto& body) {
+            for (int64_t end = n; end > 0; end -= 3) body(std::max<int64_t>(end - 3, 0), end);
+          }};
+}
+
+Threads concurrent() {
+  return {2, [](int64_t n, const auto& body) {
+            std::thread other([&] {
+              if (n > 1) body(0, n / 2);
+            });
+            body(n / 2, n);
+            other.join();
+          }};
+}
+
+Result attend(const Problem& problem, const Layout& layout, const Threads& threads) {
+  const Shape& s = problem.shape;
+  const Options& o = problem.options;
+  const Placement placement(problem, layout);
+  Numbers query = problem.query, alibi = problem.alibi_slopes, sinks = problem.sinks;
+  Side key = placement.place(problem.key, problem.key_scales, s.D);
+  Side value = placement.place(problem.value, problem.value_scales, s.D_v);
+  if (s.value_is_key) value.cache = key.cache;
+  const std::vector<int32_t> table = placement.table();
+  // A mask has as many columns as the cache has slots.
+  const int64_t columns = placement.capacity();
+  Numbers mask(problem.mask.dtype(), problem.mask.size() ? problem.mask.size() / s.S * columns : 0);
+  mask.fill(0, mask.size(), garbage(mask.dtype()));
+  for (int64_t i = 0; i < (s.S ? problem.mask.size() / s.S : 0); ++i) {
+    mask.copy(i * columns, problem.mask, i * s.S, s.S);
+  }
+  Guarded out(problem.format.query, s.B * s.H_q() * s.T * s.D_v);
+  Guarded lse(problem.accumulator(), s.B * s.H_q() * s.T);
+
+  AttentionParams p{};
+  p.B = s.B, p.H_q = s.H_q(), p.H_kv = s.H_kv;
+  p.T = s.T, p.S = columns, p.D = s.D, p.D_v = s.D_v;
+  p.query = query.data();
+  p.dtype = problem.format.query;
+  p.query_batch_stride = p.H_q * p.T * p.D;
+  p.query_head_stride = p.T * p.D;
+  p.query_token_stride = p.D;
+  p.key = key.cache, p.value = value.cache;
+  if (layout.page_size) {
+    p.block_table = {table.data(), placement.row_pages(), 1, layout.page_size};
+  }
+  p.seq_lens = problem.seq_lens.data();
+  if (mask.size()) {
+    p.mask = {mask.data(),
+              mask.dtype(),
+              problem.mask_B > 1 ? problem.mask_H * problem.mask_T * columns : 0,
+              problem.mask_H > 1 ? problem.mask_T * columns : 0,
+              problem.mask_T > 1 ? columns : 0,
+              1};
+  }
+  p.is_causal = o.is_causal;
+  p.window_left = o.window_left, p.window_right = o.window_right;
+  p.scale = o.scale, p.softcap = o.softcap;
+  if (o.has_alibi) p.alibi_slopes = alibi.data();
+  p.alibi_batch_stride = p.H_q, p.alibi_head_stride = 1;
+  if (o.has_sinks) p.sinks = sinks.data();
+  p.out = out.data(), p.lse = lse.data();
+  cpu::attention(p, threads);
+  return {out.take(), lse.take()};
+}
+
+}  // namespace mqa::kernels

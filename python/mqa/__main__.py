@@ -5,9 +5,9 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from mqa.commands import plan
+from mqa.commands import bench, plan
 
-COMMANDS = {"plan": plan}
+COMMANDS = {"plan": plan, "bench": bench}
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,0 +1,4 @@
+"""What `mqa bench` does: operators and their peers, timed in turn and compared with the machine.
+
+Letters as in `mqa.ops`. All query heads share one KV head: H_kv = 1 and G = H_q.
+"""

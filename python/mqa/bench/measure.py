@@ -1,0 +1,174 @@
+"""Measures cases: checks every contender against `mqa.attention`, then times those that agree."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mqa.bench.cases import Case
+from mqa.bench.floor import Bound, Floor, bound
+from mqa.bench.inputs import Inputs, available_memory, make_inputs, num_caches
+from mqa.bench.others import BUSY, Others
+from mqa.bench.peers import CONTENDERS, OURS, OURS_UNQUANTISED
+from mqa.bench.peers.contender import Contender
+from mqa.bench.reading import Reader
+from mqa.bench.timing import Samples, interleave
+
+# Largest difference of two correct results, as a share of the largest element of ours.
+TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 4e-2}
+
+
+READ = "read"  # takes its turn beside the contenders
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a case is measured.
+
+    Attributes:
+        contenders: Names among `CONTENDERS`; the first is `OURS`.
+        budget: Seconds of timed calls per case, all contenders together.
+        cold_bytes: Bytes that the caches of a cold case take together.
+    """
+
+    contenders: Sequence[str]
+    budget: float
+    cold_bytes: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured of a case.
+
+    Attributes:
+        case: The case.
+        num_caches: Caches that the calls took turns over.
+        seconds: By contender, of those that computed the right result.
+        problems: By contender, why it was not timed.
+        read_bandwidth: Bytes per second that were read in turn with the contenders, or None.
+        others: Cores that other programs kept busy meanwhile, or None if unknown.
+        bound: The least time on this machine.
+    """
+
+    case: Case
+    num_caches: int
+    seconds: dict[str, Samples]
+    problems: dict[str, str]
+    read_bandwidth: float | None
+    others: float | None
+    bound: Bound
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether other programs took so much that the times say little."""
+        return self.others is not None and self.others > BUSY
+
+
+class FloorGauge:
+    """Measures the floor again from time to time: a machine that is shared is not always as fast.
+
+    Args:
+        measure: Measures the floor of a number of threads.
+        max_age: Seconds after which a measurement is repeated.
+        clock: Gives the time in seconds.
+    """
+
+    def __init__(
+        self,
+        measure: Callable[[int], Floor],
+        max_age: float = 30,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._measure = measure
+        self._max_age = max_age
+        self._clock = clock
+        self._latest: Floor | None = None
+        self._time = 0.0
+        self.all: list[Floor] = []
+
+    def floor(self, threads: int) -> Floor:
+        """The latest measurement on that many threads, or a new one if it is too old."""
+        is_old = self._clock() - self._time > self._max_age
+        if self._latest is None or self._latest.threads != threads or is_old:
+            self._latest = self._measure(threads)
+            self._time = self._clock()
+            self.all.append(self._latest)
+        return self._latest
+
+
+@torch.no_grad()
+def measure_case(case: Case, floor: Floor, reader: Reader, options: Options) -> Result:
+    """Checks and times all contenders of a case.
+
+    Raises:
+        NotEnoughMemoryError: The caches do not fit into memory.
+    """
+    torch.set_num_threads(case.threads)
+    names = [name for name in options.contenders if name != OURS_UNQUANTISED or case.is_quantised]
+    count = num_caches(case, options.cold_bytes, _copies(case, names), available_memory())
+    inputs = make_inputs(case, count)
+    contenders, problems = _prepare(inputs, names)
+    turns = {name: _in_turn(contender.run, count) for name, contender in contenders.items()}
+    pauses = {name: contender.pause for name, contender in contenders.items()}
+    read_bandwidth = None
+    if case.is_cold:
+        turns[READ], piece = reader.prepare(case.cache_bytes)
+    others = Others()
+    seconds = interleave(turns, options.budget, pauses=pauses)
+    other_cores = others.cores()
+    if case.is_cold:
+        read_bandwidth = piece / seconds.pop(READ).median
+    least = bound(case, floor, count * case.cache_bytes, read_bandwidth or 0)
+    return Result(case, count, seconds, problems, read_bandwidth, other_cores, least)
+
+
+def difference(ours: Tensor, theirs: Tensor) -> float:
+    """The largest difference as a share of the largest element of ours; infinity for NaN."""
+    if ours.shape != theirs.shape:
+        return float("inf")
+    largest = (ours.double() - theirs.double()).abs().max() / ours.double().abs().max()
+    return float(largest.nan_to_num(nan=torch.inf))
+
+
+def _in_turn(run: Callable[[int], object], count: int) -> Callable[[int], object]:
+    return lambda call: run(call % count)
+
+
+def _copies(case: Case, names: Sequence[str]) -> int:
+    """Private copies of the caches, in units of the common ones."""
+    if case.is_quantised:
+        return 2 if OURS_UNQUANTISED in names else 0
+    return int("vLLM" in names and importlib.util.find_spec("vllm") is not None)
+
+
+def _prepare(inputs: Inputs, names: Sequence[str]) -> tuple[dict[str, Contender], dict[str, str]]:
+    contenders: dict[str, Contender] = {}
+    problems: dict[str, str] = {}
+    expected: Tensor | None = None
+    for name in names:
+        try:
+            contender = CONTENDERS[name](inputs)
+            result = contender.output(contender.run(0))
+            contender.run(1 % len(inputs.caches))  # the first call of some does work only once
+        except Exception as error:  # whatever a peer raises, the others are still to be measured
+            problems[name] = _sentence(error)
+            continue
+        if expected is None:
+            expected = result
+        largest = difference(expected, result)
+        if largest > TOLERANCE[inputs.case.dtype]:
+            problems[name] = f"wrong result: differs from {OURS} by {largest:.2g} of its maximum"
+        else:
+            contenders[name] = contender
+    return contenders, problems
+
+
+def _sentence(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    text = lines[0].strip() if lines else type(error).__name__
+    return text if len(text) <= 200 else f"{text[:200]}..."

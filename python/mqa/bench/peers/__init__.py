@@ -1,0 +1,27 @@
+"""Everything that is timed: `mqa` and its peers, by name."""
+
+from __future__ import annotations
+
+from mqa.bench.peers import flex, matmul, ort, ours, sdpa, vllm
+from mqa.bench.peers.contender import Prepare
+
+OURS = "mqa"
+OURS_UNQUANTISED = "mqa, bfloat16 cache"
+SDPA = "SDPA"
+
+PEERS: dict[str, Prepare] = {
+    SDPA: sdpa.prepare_gqa,
+    "SDPA folded": sdpa.prepare_folded,
+    "FlexAttention": flex.prepare,
+    "matmul+softmax": matmul.prepare,
+    "onnxruntime": ort.prepare,
+    "vLLM": vllm.prepare,
+}
+
+CONTENDERS: dict[str, Prepare] = {
+    OURS: ours.prepare,
+    OURS_UNQUANTISED: ours.prepare_unquantised,
+    **PEERS,
+}
+
+COPIED_CACHES = ("vLLM", OURS_UNQUANTISED)  # those with a layout of their own

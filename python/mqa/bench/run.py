@@ -1,0 +1,84 @@
+"""Measures a plan with a progress bar."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from mqa.bench import floor
+from mqa.bench.cases import Case
+from mqa.bench.extras import measure_append, measure_overhead
+from mqa.bench.inputs import NotEnoughMemoryError
+from mqa.bench.measure import FloorGauge, Options, Result, measure_case
+from mqa.bench.reading import Reader
+from mqa.bench.report import Report
+
+SAVE_EVERY = 50  # cases: a peer that crashes the process takes no more with it
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure.
+
+    Attributes:
+        cases: Of attention.
+        append: Cache dtype, new tokens and threads, each a row of the table.
+        overhead: Dtype and threads.
+        options: How a case is measured.
+        deadline: Seconds after which no case is begun, or None.
+    """
+
+    cases: Sequence[Case]
+    append: Sequence[tuple[str, int, int]]
+    overhead: Sequence[tuple[str, int]]
+    options: Options
+    deadline: float | None
+
+
+def run(plan: Plan, report: Report, save: Callable[[], object], start: float) -> None:
+    """Fills the report, as far as the deadline and the user, who may press Ctrl-C, let it.
+
+    Cases that other programs disturbed are measured once more at the end.
+
+    Args:
+        plan: What to measure.
+        report: The report to fill.
+        save: Writes what the report holds so far.
+        start: When the run began, by `time.monotonic`.
+    """
+    gauge = FloorGauge(floor.measure)
+    reader = Reader(plan.options.cold_bytes)
+    report.floors = gauge.all
+
+    def is_late() -> bool:
+        return plan.deadline is not None and time.monotonic() - start > plan.deadline
+
+    def measure(case: Case) -> Result:
+        return measure_case(case, gauge.floor(case.threads), reader, plan.options)
+
+    try:
+        for dtype, threads in tqdm(plan.overhead, desc="overhead", leave=False):
+            report.overhead.append(measure_overhead(dtype, threads, plan.options.budget))
+        for dtype, tokens, threads in tqdm(plan.append, desc="kv_append", leave=False):
+            report.append.append(measure_append(dtype, tokens, threads, plan.options.budget))
+        for number, case in enumerate(tqdm(plan.cases, desc="attention", unit="case"), start=1):
+            if is_late():
+                report.skipped.append((case, f"not begun within {plan.deadline:g} s"))
+                continue
+            try:
+                report.results.append(measure(case))
+            except NotEnoughMemoryError as error:
+                report.skipped.append((case, str(error)))
+            if number % SAVE_EVERY == 0:
+                save()
+        disturbed = [i for i, result in enumerate(report.results) if result.is_disturbed]
+        for i in tqdm(disturbed, desc="disturbed ones again", unit="case", leave=False):
+            if not is_late():
+                again = measure(report.results[i].case)
+                report.results[i] = min(report.results[i], again, key=lambda r: r.others or 0)
+    except KeyboardInterrupt:
+        measured = {*(result.case for result in report.results), *(c for c, _ in report.skipped)}
+        report.skipped += [(case, "interrupted") for case in plan.cases if case not in measured]

@@ -5,6 +5,8 @@
 // the number of rows, and a key that a row does not see contributes an exact zero.
 #pragma once
 
+#include <utility>
+
 #include "cache_tiles.h"
 #include "partial.h"
 
@@ -42,7 +44,7 @@ class Pieces {
 
 // An Engine provides
 //   Acc, Layout (of scores), kGroups (that it takes at once), kSpanKeys (a span's multiple)
-//   Engine(params, tile, keys, query, scratch)
+//   Engine(params, tile, keys, ahead, query, scratch)
 //   find_keys(), find_values(used)     used: null, or a flag for each slot of the chunk
 //   score(groups)                      query . key for the span
 //   scores(group)                      where it has stored them
@@ -54,18 +56,18 @@ class Attend {
   using Acc = typename Engine::Acc;
   using Layout = typename Engine::Layout;
 
-  Attend(const AttentionParams& p, const RowTile& tile, KeyRange keys, const void* query,
-         void* scratch, const Partial<Acc>& partial)
+  Attend(const AttentionParams& p, const RowTile& tile, KeyRange keys, KeyRange ahead,
+         const void* query, void* scratch, const Partial<Acc>& partial)
       : p_(p),
         tile_(tile),
         keys_(keys),
         chunk_(keys.begin / kChunkKeys * kChunkKeys),
-        engine_(p, tile, keys, query, scratch),
+        engine_(p, tile, keys, ahead, query, scratch),
         partial_(partial) {}
 
   void run() {
     engine_.find_keys();
-    engine_.find_values(nullptr);
+    bool have_values = false;  // scoring the first rows fetches them
     for (int64_t first = 0; first * kGroupRows < tile_.rows; first += Engine::kGroups) {
       const RowGroups some = see_together(first);
       if (some.seen.empty()) {
@@ -73,10 +75,12 @@ class Attend {
         continue;
       }
       score(some);
+      if (!std::exchange(have_values, true)) engine_.find_values(nullptr);
       engine_.weigh(some, softmax_scale<Acc>(p_), at_group(first));
     }
+    if (finite(partial_.out, tile_.rows)) return;
     for (int64_t r = 0; r < tile_.rows; ++r) {
-      if (!finite(partial_.out + r * padded(p_.D_v))) repair(r);
+      if (!finite(partial_.out + r * padded(p_.D_v), 1)) repair(r);
     }
   }
 
@@ -124,13 +128,13 @@ class Attend {
     }
   }
 
-  bool finite(const Acc* out) const {
+  bool finite(const Acc* out, int64_t rows) const {
     Vector<Acc> zeros = {};  // x * 0 is 0 for finite x, else NaN
-    for (int64_t d = 0; d < padded(p_.D_v); d += kLanes<Acc>) zeros += load(out + d) * Acc{0};
-    for (int i = 0; i < kLanes<Acc>; ++i) {
-      if (zeros[i] != 0) return false;
-    }
-    return true;
+    for (int64_t d = 0; d < rows * padded(p_.D_v); d += kLanes<Acc>)
+      zeros += load(out + d) * Acc{0};
+    Acc sum = 0;
+    for (int i = 0; i < kLanes<Acc>; ++i) sum += zeros[i];
+    return sum == 0;
   }
 
   // A value may be NaN or infinite where a row does not see it, and 0 * NaN is NaN. That is rare,
@@ -166,9 +170,9 @@ class Attend {
 };
 
 template <class Engine>
-void attend(const AttentionParams& p, const RowTile& tile, KeyRange keys, const void* query,
-            void* scratch, const Partial<typename Engine::Acc>& partial) {
-  Attend<Engine>(p, tile, keys, query, scratch, partial).run();
+void attend(const AttentionParams& p, const RowTile& tile, KeyRange keys, KeyRange ahead,
+            const void* query, void* scratch, const Partial<typename Engine::Acc>& partial) {
+  Attend<Engine>(p, tile, keys, ahead, query, scratch, partial).run();
   clear_upper_lanes();
 }
 

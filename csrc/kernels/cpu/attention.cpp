@@ -135,7 +135,8 @@ void attend_items(const AttentionParams& p, const Threads& threads, const Items&
       ops.pack_queries(p, tile, w.query);
       for (int64_t chunk = chunks.begin; chunk < chunks.end; ++chunk) {
         const bool first = chunk == chunks.begin;  // folding it into nothing would not change a bit
-        ops.attend(p, tile, chunk_keys(keys, chunk), w.query, w.scratch, first ? w.total : w.chunk);
+        ops.attend(p, tile, chunk_keys(keys, chunk), chunk_keys(keys, chunk + 1), w.query,
+                   w.scratch, first ? w.total : w.chunk);
         if (!first) ops.fold(p, tile.rows, w.chunk, w.total);
       }
       ops.finish(p, tile, w.total);
@@ -167,8 +168,8 @@ void attend_chunks(const AttentionParams& p, const Threads& threads, const Items
         const int64_t chunk = chunks.begin + first + i % wave;
         if (chunk >= chunks.end) continue;
         if (std::exchange(packed, i / wave) != i / wave) ops.pack_queries(p, tile, w.query);
-        ops.attend(p, tile, chunk_keys(keys, chunk), w.query, w.scratch,
-                   partial(i / wave, i % wave));
+        ops.attend(p, tile, chunk_keys(keys, chunk), chunk_keys(keys, chunk + 1), w.query,
+                   w.scratch, partial(i / wave, i % wave));
       }
     });
     threads.parallel_for(items.count(), [&](int64_t begin, int64_t end) {

@@ -131,6 +131,35 @@ class CacheTiles {
   bool in_place_;
 };
 
+// Asks for tile t of the chunk that begins with or around `keys`.
+inline void prefetch(const AttentionParams& p, const RowTile& tile, const Cache& cache,
+                     int64_t width, KeyRange keys, int64_t t) {
+  const BlockTable& table = p.block_table;
+  const int64_t first = keys.begin / kChunkKeys * kChunkKeys + t * kTileKeys;
+  if (first < keys.begin || first + kTileKeys > keys.end ||
+      (table.pages && table.page_size % kTileKeys != 0)) {
+    return;
+  }
+  const int64_t size = size_of(cache.dtype), stride = cache.slot_stride * size;
+  const char* row = static_cast<const char*>(cache.data) +
+                    row_offset(cache, place_of(p, tile.batch, first), tile.kv_head) * size;
+  for (int64_t j = 0; j < kTileKeys; ++j, row += stride) {
+    for (int64_t byte = 0; byte < width * size; byte += 64) {
+      __builtin_prefetch(row + byte, 0, 2);
+    }
+  }
+}
+
+inline void prefetch_values(const AttentionParams& p, const RowTile& tile, KeyRange keys,
+                            int64_t t) {
+  prefetch(p, tile, p.value, p.D_v, keys, t);
+}
+
+inline void prefetch_keys_ahead(const AttentionParams& p, const RowTile& tile, KeyRange ahead,
+                                int64_t t) {
+  prefetch(p, tile, p.key, p.D, ahead, t);
+}
+
 // The scales of slots, by position in the chunk, for rows that were converted without; those of
 // slots outside `keys` or not in `used` are 0. Null where the cache has none.
 inline const float* find_scales(const AttentionParams& p, const RowTile& tile, const Cache& cache,

@@ -19,9 +19,13 @@ class MatrixEngine {
   static constexpr int64_t kGroups = 2;
   static constexpr int64_t kSpanKeys = 32;  // that one product sums over
 
-  MatrixEngine(const AttentionParams& p, const RowTile& tile, KeyRange keys, const void* query,
-               void* scratch)
-      : p_(p), tile_(tile), keys_(keys), query_(static_cast<const uint32_t*>(query)) {
+  MatrixEngine(const AttentionParams& p, const RowTile& tile, KeyRange keys, KeyRange ahead,
+               const void* query, void* scratch)
+      : p_(p),
+        tile_(tile),
+        keys_(keys),
+        ahead_(ahead),
+        query_(static_cast<const uint32_t*>(query)) {
     Pieces pieces(scratch);
     key_buffer_ = pieces.take<BFloat16Bits>(kChunkKeys * key_width());
     value_buffer_ = pieces.take<BFloat16Bits>(kChunkKeys * value_width());
@@ -35,7 +39,8 @@ class MatrixEngine {
 
   static int64_t scratch_size(const AttentionParams& p) {
     const RowTile none{};
-    return MatrixEngine(p, none, {0, 0}, nullptr, nullptr).end_;  // of pieces that begin at 0
+    return MatrixEngine(p, none, {0, 0}, {0, 0}, nullptr, nullptr)
+        .end_;  // of pieces that begin at 0
   }
 
   void find_keys() {
@@ -49,14 +54,10 @@ class MatrixEngine {
   }
 
   void find_values(const bool* used) {
-    KeyTile rows[kChunkTiles];
     CacheTiles<BFloat16Bits>(p_, tile_, p_.value, p_.D_v, value_width(), value_buffer_)
-        .find(keys_, used, rows);
+        .find(keys_, used, value_tiles_);
     value_scales_ = find_scales(p_, tile_, p_.value, keys_, used, value_scale_buffer_);
-    const KeyRange found = tiles();
-    for (int64_t t = found.begin; t < found.end; ++t) interleave(t, rows[t]);
-    if (found.begin % 2) clear_values(found.begin - 1);
-    if (found.end % 2) clear_values(found.end);
+    interleaved_ = 0;
   }
 
   float* scores(int64_t group) { return scores_ + group * kGroupScores; }
@@ -68,33 +69,31 @@ class MatrixEngine {
   void score(const RowGroups& some) {
     for (int64_t t = some.span.begin / kTileKeys; t < some.span.end / kTileKeys; t += 2) {
       some.count == 2 ? score_tiles<2>(some.first, t) : score_tiles<1>(some.first, t);
+      if (some.first == 0) {
+        prefetch_values(p_, tile_, keys_, t);
+        prefetch_values(p_, tile_, keys_, t + 1);
+      }
     }
   }
 
   void weigh(const RowGroups& some, float scale, const Partial<float>& partial) {
     for (int64_t g = 0; g < some.count; ++g) {
       float* pairs = scores(g);
-      softmax<Layout, /*kExact=*/false, 2>(
+      softmax<Layout, /*kExact=*/false>(
           kGroupRows, some.span, scale, pairs, partial.max + g * kGroupRows,
           partial.sum + g * kGroupRows, [&](int64_t, int64_t j, const Vector<float>* w) {
-            store_pairs(pairs + j / 2 * kGroupRows,
-                        value_scales_
-                            ? bfloat16_pairs(w[0] * value_scales_[j], w[1] * value_scales_[j + 1])
-                            : bfloat16_pairs(w[0], w[1]));
+            store_pairs(w, j, value_scales_, pairs + j / 2 * kGroupRows);
           });
       for (int64_t b = some.span.begin / kSpanKeys; b < some.span.end / kSpanKeys; ++b) {
         transpose_block(pairs + b * kBlockPairs, weights(g, b));
       }
     }
     const KeyRange blocks{some.span.begin / kSpanKeys, some.span.end / kSpanKeys};
-    const int64_t columns = value_width() / kGroupRows;
-    int64_t c = 0;
-    if (some.count == 2) {
-      for (; c + 2 <= columns; c += 2) weigh_tiles<2, 2>(blocks, c, partial.out);
-      for (; c < columns; ++c) weigh_tiles<2, 1>(blocks, c, partial.out);
-    } else {
-      for (; c + 2 <= columns; c += 2) weigh_tiles<1, 2>(blocks, c, partial.out);
-      for (; c < columns; ++c) weigh_tiles<1, 1>(blocks, c, partial.out);
+    for (int64_t b = blocks.begin / kept_blocks_ * kept_blocks_; b < blocks.end;
+         b += kept_blocks_) {
+      const KeyRange kept{b, b + kept_blocks_};
+      if (interleaved_ <= b) interleave(kept);
+      weigh_blocks(intersect(kept, blocks), some.count, b <= blocks.begin, partial.out);
     }
   }
 
@@ -103,6 +102,8 @@ class MatrixEngine {
   static constexpr int64_t kBlockPairs = kSpanKeys / 2 * kGroupRows;  // a tile of pairs
   static constexpr int64_t kBlocks = kChunkKeys / kSpanKeys;
   static constexpr int64_t kTileBytes = 64;  // of a packed tile's row
+  static constexpr int64_t kPrefetched = 2;  // tiles of keys
+  static constexpr int64_t kL1Blocks = 8;    // whose values are interleaved while L1 has them
 
   int64_t key_width() const { return elements<PairProducts>(p_.D) * 2; }
   int64_t value_width() const { return padded(p_.D_v); }
@@ -119,25 +120,31 @@ class MatrixEngine {
   }
   // Of 32 keys and 16 columns: [pair of keys][column].
   uint32_t* values(int64_t block, int64_t column) {
-    return values_ + (block * (value_width() / kGroupRows) + column) * kBlockPairs;
+    const int64_t columns = value_width() / kGroupRows;
+    return values_ + (block % kept_blocks_ * columns + column) * kBlockPairs;
   }
 
-  static void store_pairs(void* to, Vector<uint32_t> pairs) {
-    std::memcpy(to, &pairs, sizeof pairs);
+  // Blocks outside the keys become zeros.
+  void interleave(KeyRange blocks) {
+    const KeyRange found = tiles();
+    for (int64_t t = 2 * blocks.begin; t < 2 * blocks.end; ++t) {
+      t >= found.begin&& t < found.end ? interleave(t) : clear_values(t);
+      prefetch_keys_ahead(p_, tile_, ahead_, t);
+    }
+    interleaved_ = blocks.end;
   }
 
-  void interleave(int64_t t, const KeyTile& rows) {
-    for (int64_t s = 0; s < kTileKeys / 2; ++s) {
-      const BFloat16Bits* a = rows.row<BFloat16Bits>(2 * s);
-      const BFloat16Bits* b = rows.row<BFloat16Bits>(2 * s + 1);
-      const int64_t pair = (t % 2 * (kTileKeys / 2) + s) * kGroupRows;
-      for (int64_t c = 0; c < value_width() / kGroupRows; ++c) {
+  void interleave(int64_t t) {
+    const int64_t columns = value_width() / kGroupRows;
+    uint32_t* to = values(t / 2, 0) + t % 2 * (kBlockPairs / 2);
+    for (int64_t s = 0; s < kTileKeys / 2; ++s, to += kGroupRows) {
+      const BFloat16Bits* a = value_tiles_[t].row<BFloat16Bits>(2 * s);
+      const BFloat16Bits* b = value_tiles_[t].row<BFloat16Bits>(2 * s + 1);
+      for (int64_t c = 0; c < columns; ++c) {
         HalfVector first, second;
         std::memcpy(&first, a + c * kGroupRows, sizeof first);
         std::memcpy(&second, b + c * kGroupRows, sizeof second);
-        store_pairs(values(t / 2, c) + pair, __builtin_convertvector(first, Vector<uint32_t>) |
-                                                 __builtin_convertvector(second, Vector<uint32_t>)
-                                                     << 16);
+        store(to + c * kBlockPairs, side_by_side(first, second));
       }
     }
   }
@@ -153,79 +160,107 @@ class MatrixEngine {
     Vector<float> x[kGroupRows];
     for (int i = 0; i < kGroupRows; ++i) x[i] = load(pairs + i * kGroupRows);
     transpose(x);
-    for (int i = 0; i < kGroupRows; ++i) store_pairs(to + i * kGroupRows, (Vector<uint32_t>)x[i]);
+    for (int i = 0; i < kGroupRows; ++i) store(to + i * kGroupRows, (Vector<uint32_t>)x[i]);
   }
 
+  // Registers 0 to 3 hold sums, 4 and 5 left operands, 6 and 7 right ones.
   template <int kCount>
   void score_tiles(int64_t first, int64_t t) {
     const int64_t width = elements<PairProducts>(p_.D);  // in pairs
-    const KeyTile &a = key_tiles_[t], &b = key_tiles_[t + 1];
+    const KeyTile *a = key_tiles_ + t, *b = a + 1;
     const uint32_t* query = query_ + first * width * kGroupRows;
-    tile_zero<0>();
-    tile_zero<2>();
-    if constexpr (kCount == 2) tile_zero<1>(), tile_zero<3>();
+    tile_zero<0>(), tile_zero<1>();
+    if constexpr (kCount == 2) tile_zero<2>(), tile_zero<3>();
     for (int64_t e = 0; e < width; e += kGroupRows) {
-      tile_load<4>(a.row<uint32_t>(0) + e, a.stride);
       tile_load<6>(query + e * kGroupRows, kTileBytes);
+      tile_load<4>(a->row<uint32_t>(0) + e, a->stride);
       tile_multiply_add<0, 4, 6>();
-      tile_load<5>(b.row<uint32_t>(0) + e, b.stride);
-      tile_multiply_add<2, 5, 6>();
+      tile_load<5>(b->row<uint32_t>(0) + e, b->stride);
+      tile_multiply_add<1, 5, 6>();
       if constexpr (kCount == 2) {
         tile_load<7>(query + (width + e) * kGroupRows, kTileBytes);
-        tile_multiply_add<1, 4, 7>();
+        tile_multiply_add<2, 4, 7>();
         tile_multiply_add<3, 5, 7>();
       }
     }
-    float* to = scores_ + t * kTileKeys * kGroupRows;
     constexpr int64_t kNext = kTileKeys * kGroupRows;
+    float* to = scores_ + t * kNext;
     tile_store<0>(to, kTileBytes);
-    tile_store<2>(to + kNext, kTileBytes);
+    tile_store<1>(to + kNext, kTileBytes);
     if constexpr (kCount == 2) {
-      tile_store<1>(to + kGroupScores, kTileBytes);
+      tile_store<2>(to + kGroupScores, kTileBytes);
       tile_store<3>(to + kGroupScores + kNext, kTileBytes);
     }
   }
 
+  void weigh_blocks(KeyRange blocks, int64_t groups, bool is_first, float* out) {
+    const int64_t columns = value_width() / kGroupRows;
+    int64_t c = 0;
+    if (groups == 2) {
+      for (; c + 2 <= columns; c += 2) weigh_tiles<2, 2>(blocks, c, is_first, out);
+      for (; c < columns; ++c) weigh_tiles<2, 1>(blocks, c, is_first, out);
+    } else {
+      for (; c + 4 <= columns; c += 4) weigh_tiles<1, 4>(blocks, c, is_first, out);
+      for (; c < columns; ++c) weigh_tiles<1, 1>(blocks, c, is_first, out);
+    }
+  }
+
+  // Sums start from zero or go on from `out`.
   template <int kCount, int kColumns>
-  void weigh_tiles(KeyRange blocks, int64_t column, float* out) {
-    tile_zero<0>();
-    if constexpr (kColumns == 2) tile_zero<1>();
-    if constexpr (kCount == 2) tile_zero<2>();
-    if constexpr (kCount == 2 && kColumns == 2) tile_zero<3>();
+  void weigh_tiles(KeyRange blocks, int64_t column, bool is_first, float* out) {
+    constexpr bool kTwoGroups = kCount == 2;
+    const int64_t width = value_width(), stride = width * sizeof(float);
+    // Register kColumns * group + column.
+    float* to[4] = {};
+    for (int i = 0; i < kCount * kColumns; ++i) {
+      to[i] = out + i / kColumns * kGroupRows * width + (column + i % kColumns) * kGroupRows;
+    }
+    if (is_first) {
+      tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
+    } else {
+      tile_load<0>(to[0], stride);
+      if constexpr (kCount * kColumns > 1) tile_load<1>(to[1], stride);
+      if constexpr (kCount * kColumns > 2) tile_load<2>(to[2], stride), tile_load<3>(to[3], stride);
+    }
     for (int64_t b = blocks.begin; b < blocks.end; ++b) {
       tile_load<4>(weights(0, b), kTileBytes);
       tile_load<6>(values(b, column), kTileBytes);
       tile_multiply_add<0, 4, 6>();
-      if constexpr (kColumns == 2) {
+      if constexpr (kColumns > 1) {
         tile_load<7>(values(b, column + 1), kTileBytes);
         tile_multiply_add<1, 4, 7>();
       }
-      if constexpr (kCount == 2) {
+      if constexpr (kTwoGroups) {
         tile_load<5>(weights(1, b), kTileBytes);
-        tile_multiply_add<2, 5, 6>();
-        if constexpr (kColumns == 2) tile_multiply_add<3, 5, 7>();
+        tile_multiply_add<kColumns, 5, 6>();
+        if constexpr (kColumns > 1) tile_multiply_add<3, 5, 7>();
+      }
+      if constexpr (kColumns == 4) {
+        tile_load<6>(values(b, column + 2), kTileBytes);
+        tile_multiply_add<2, 4, 6>();
+        tile_load<7>(values(b, column + 3), kTileBytes);
+        tile_multiply_add<3, 4, 7>();
       }
     }
-    const int64_t width = value_width(), stride = width * sizeof(float);
-    float* to = out + column * kGroupRows;
-    tile_store<0>(to, stride);
-    if constexpr (kColumns == 2) tile_store<1>(to + kGroupRows, stride);
-    if constexpr (kCount == 2) {
-      tile_store<2>(to + kGroupRows * width, stride);
-      if constexpr (kColumns == 2) tile_store<3>(to + kGroupRows * width + kGroupRows, stride);
-    }
+    tile_store<0>(to[0], stride);
+    if constexpr (kCount * kColumns > 1) tile_store<1>(to[1], stride);
+    if constexpr (kCount * kColumns > 2) tile_store<2>(to[2], stride), tile_store<3>(to[3], stride);
   }
 
   const AttentionParams& p_;
   const RowTile& tile_;
-  KeyRange keys_;
+  KeyRange keys_, ahead_;
   const uint32_t* query_;
   BFloat16Bits *key_buffer_, *value_buffer_;
   uint32_t *values_, *weights_;
   float* scores_;  // then the weights in pairs of keys, in their place
   Partial<float> spare_;
   uintptr_t end_;
-  KeyTile key_tiles_[kChunkTiles];
+  // Rows that are weighed together need each value once: two blocks at a time stay in L1. Others
+  // find all of the chunk interleaved by the first.
+  int64_t kept_blocks_ = tile_.rows <= kGroups * kGroupRows ? 2 : kBlocks;
+  int64_t interleaved_ = 0;  // all blocks before it have been
+  KeyTile key_tiles_[kChunkTiles], value_tiles_[kChunkTiles];
   const float *key_scales_ = nullptr, *value_scales_ = nullptr;
   float key_scale_buffer_[kChunkKeys], value_scale_buffer_[kChunkKeys];
   TileRegisters registers_;

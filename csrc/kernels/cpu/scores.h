@@ -200,32 +200,47 @@ inline Acc finite_or_zero(Acc max) {
   return max == kMinusInfinity<Acc> ? 0 : max;  // -inf - -inf would be NaN
 }
 
-// The largest of each row's scores, times `scale`, and the weights 2^(scale * score - max), which
-// go to store_weights(row, key, weights of kKeys consecutive keys), and their sum in the order of
-// the keys.
-template <class Layout, bool kExact, int kKeys, class Acc, class StoreWeights>
+// The order of a row's sum of weights: four chains, over every fourth key, so that an addition need
+// not wait for the one before it.
+constexpr int kChains = 4;
+
+template <class V>
+inline V sum_chains(const V* chains) {
+  return (chains[0] + chains[1]) + (chains[2] + chains[3]);
+}
+
+// The largest of each row's scores, times `scale`, the weights 2^(scale * score - max) and their
+// sum. Calls store_weights(row, key, vectors) with the weights of four consecutive keys where the
+// rows are in the lanes, else with one vector of consecutive keys.
+template <class Layout, bool kExact, class Acc, class StoreWeights>
 inline void softmax(int64_t rows, KeyRange span, Acc scale, const Acc* scores, Acc* max, Acc* sum,
                     const StoreWeights& store_weights) {
   if constexpr (Layout::kRowStride == 1) {
     for (int64_t r = 0; r < rows; r += kLanes<Acc>) {
-      Vector<Acc> largest = broadcast(kMinusInfinity<Acc>);
-      for (int64_t j = span.begin; j < span.end; ++j) {
-        largest = maximum(load(scores + j * kGroupRows + r), largest);
+      const Acc* row = scores + r;
+      Vector<Acc> maxima[kChains];
+      for (Vector<Acc>& m : maxima) m = broadcast(kMinusInfinity<Acc>);
+      for (int64_t j = span.begin; j < span.end; j += kChains) {
+        for (int k = 0; k < kChains; ++k) {
+          maxima[k] = maximum(load(row + (j + k) * kGroupRows), maxima[k]);
+        }
       }
-      largest *= scale;
+      const Vector<Acc> largest =
+          maximum(maximum(maxima[0], maxima[1]), maximum(maxima[2], maxima[3])) * scale;
       store(max + r, largest);
       const Vector<Acc> minus_base = largest == kMinusInfinity<Acc> ? Vector<Acc>{} : -largest;
-      Vector<Acc> total = {};
-      for (int64_t j = span.begin; j < span.end; j += kKeys) {
-        Vector<Acc> weights[kKeys];
-        for (int k = 0; k < kKeys; ++k) {
-          const Vector<Acc> score = load(scores + (j + k) * kGroupRows + r);
-          weights[k] = exp2_nonpositive<kExact>(multiply_add(score, broadcast(scale), minus_base));
-          total += weights[k];
+      Vector<Acc> sums[kChains];
+      for (Vector<Acc>& s : sums) s = Vector<Acc>{};
+      for (int64_t j = span.begin; j < span.end; j += kChains) {
+        Vector<Acc> weights[kChains];
+        for (int k = 0; k < kChains; ++k) {
+          weights[k] = exp2_nonpositive<kExact>(
+              multiply_add(load(row + (j + k) * kGroupRows), broadcast(scale), minus_base));
+          sums[k] += weights[k];
         }
         store_weights(r, j, weights);
       }
-      store(sum + r, total);
+      store(sum + r, sum_chains(sums));
     }
   } else {
     for (int64_t r = 0; r < rows; ++r) {
@@ -236,14 +251,14 @@ inline void softmax(int64_t rows, KeyRange span, Acc scale, const Acc* scores, A
       }
       max[r] = max_lanes<Acc>(largest) * scale;
       const Vector<Acc> minus_base = broadcast(-finite_or_zero(max[r]));
-      Acc total = 0;
+      Acc sums[kChains] = {};
       for (int64_t j = span.begin; j < span.end; j += kLanes<Acc>) {
         const Vector<Acc> weights =
             exp2_nonpositive<kExact>(multiply_add(load(row + j), broadcast(scale), minus_base));
-        for (int i = 0; i < kLanes<Acc>; ++i) total += weights[i];
+        for (int i = 0; i < kLanes<Acc>; ++i) sums[i % kChains] += weights[i];
         store_weights(r, j, &weights);
       }
-      sum[r] = total;
+      sum[r] = sum_chains(sums);
     }
   }
 }

@@ -62,7 +62,7 @@ inline void store(Acc* to, Vector<Acc> x) {
 
 template <class Acc>
 inline Vector<Acc> broadcast(Acc x) {
-  return Vector<Acc>{} + x;
+  return x - Vector<Acc>{};  // which compilers know to be x; x + 0 would not be for x = -0
 }
 
 template <class V>
@@ -159,6 +159,18 @@ inline Vector<double> exp2_nonpositive(Vector<double> x) {
 }
 
 typedef uint16_t HalfVector __attribute__((vector_size(kVectorBytes / 2)));
+
+// Two vectors of 16-bit values side by side: first in the lower half of each lane.
+inline Vector<uint32_t> side_by_side(HalfVector first, HalfVector second) {
+#if defined(__AVX512F__)  // where gcc 12 widens in quarters
+  return (Vector<uint32_t>)_mm512_or_si512(
+      _mm512_cvtepu16_epi32((__m256i)first),
+      _mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)second), 16));
+#else
+  return __builtin_convertvector(first, Vector<uint32_t>) |
+         __builtin_convertvector(second, Vector<uint32_t>) << 16;
+#endif
+}
 
 // Weights in [0, 1] rounded to bfloat16, half way up, in the lower half of each lane.
 inline Vector<uint32_t> bfloat16_of(Vector<float> weights) {

@@ -36,9 +36,9 @@ struct TileOps {
   void (*pack_queries)(const AttentionParams&, const RowTile&, void* query);
 
   // Attends over `keys`, which lie in one chunk and each of which some row of the tile sees, and
-  // overwrites `partial`.
-  void (*attend)(const AttentionParams&, const RowTile&, KeyRange keys, const void* query,
-                 void* scratch, const Partial<Acc>& partial);
+  // overwrites `partial`. The keys `ahead` are fetched into the cache for the next call.
+  void (*attend)(const AttentionParams&, const RowTile&, KeyRange keys, KeyRange ahead,
+                 const void* query, void* scratch, const Partial<Acc>& partial);
 
   // Makes it the result of rows that have seen no key.
   void (*clear)(const AttentionParams&, int64_t rows, const Partial<Acc>& partial);

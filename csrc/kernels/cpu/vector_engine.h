@@ -42,6 +42,16 @@ struct PairProducts {
 };
 #endif
 
+// The weights of keys j to j + 3 in pairs of bfloat16, one vector for two keys, 16 rows apart.
+inline void store_pairs(const Vector<float>* weights, int64_t j, const float* scales, void* to) {
+  for (int k = 0; k < kChains; k += 2) {
+    const Vector<uint32_t> pairs =
+        scales ? bfloat16_pairs(weights[k] * scales[j + k], weights[k + 1] * scales[j + k + 1])
+               : bfloat16_pairs(weights[k], weights[k + 1]);
+    std::memcpy(static_cast<float*>(to) + k / 2 * kGroupRows, &pairs, sizeof pairs);
+  }
+}
+
 // Of a query or a cache, which promise no more alignment than that of what they store.
 template <class Element, class From>
 inline Element element_at(const From* from, int64_t index) {
@@ -103,9 +113,9 @@ class VectorEngine {
   static constexpr int64_t kGroups = kVectorRegisters == 32 ? 2 : 1;
   static constexpr int64_t kSpanKeys = kTileKeys;
 
-  VectorEngine(const AttentionParams& p, const RowTile& tile, KeyRange keys, const void* query,
-               void* scratch)
-      : p_(p), tile_(tile), keys_(keys), query_(static_cast<const Element*>(query)) {
+  VectorEngine(const AttentionParams& p, const RowTile& tile, KeyRange keys, KeyRange ahead,
+               const void* query, void* scratch)
+      : p_(p), tile_(tile), keys_(keys), ahead_(ahead), query_(static_cast<const Element*>(query)) {
     Pieces pieces(scratch);
     key_buffer_ = pieces.take<Stored>(kChunkKeys * key_width());
     value_buffer_ = pieces.take<Stored>(kChunkKeys * value_width());
@@ -118,7 +128,8 @@ class VectorEngine {
 
   static int64_t scratch_size(const AttentionParams& p) {
     const RowTile none{};
-    return VectorEngine(p, none, {0, 0}, nullptr, nullptr).end_;  // of pieces that begin at 0
+    return VectorEngine(p, none, {0, 0}, {0, 0}, nullptr, nullptr)
+        .end_;  // of pieces that begin at 0
   }
 
   void find_keys() {
@@ -157,6 +168,7 @@ class VectorEngine {
           score_groups<1>(some.first, t, e, end);
         }
       }
+      if (some.first == 0) prefetch_values(p_, tile_, keys_, t);
     }
   }
 
@@ -165,11 +177,12 @@ class VectorEngine {
       const int64_t first = g * kGroupRows;
       const int64_t rows = std::min(kGroupRows, tile_.rows - some.first * kGroupRows - first);
       Acc* weights = scores(g);
-      softmax<Layout, P::kExactWeights, kStoredKeys>(
+      softmax<Layout, P::kExactWeights>(
           Layout::kRowStride == 1 ? kGroupRows : rows, some.span, scale, weights,
           partial.max + first, partial.sum + first,
           [&](int64_t r, int64_t j, const Vector<Acc>* w) { store_weights(weights, r, j, w); });
-      weigh_rows(some.seen, weights, rows, partial.out + first * value_width());
+      weigh_rows(some.seen, weights, rows, some.first + g == 0,
+                 partial.out + first * value_width());
     }
   }
 
@@ -181,7 +194,6 @@ class VectorEngine {
   static constexpr int64_t kTileSteps = kTileKeys / kStep;
   static constexpr int kVectors = kGroupRows / kLanes<Acc>;  // of a group of rows
   static constexpr int kSums = kVectorRegisters / 2;         // that a product keeps in registers
-  static constexpr int kStoredKeys = Layout::kRowStride == 1 ? kStep : 1;
 
   // Of products, before they are added to those of other elements: the rounding errors of one
   // long chain would grow with D.
@@ -265,8 +277,11 @@ class VectorEngine {
       for (int64_t s = 0; s < kTileSteps; ++s) {
         const Stored* a = value_tiles_[t].template row<Stored>(kStep * s);
         const Stored* b = value_tiles_[t].template row<Stored>(kStep * s + 1);
-        for (int64_t d = 0; d < width; ++d) {
-          to[s * width + d] = a[d].bits | static_cast<uint32_t>(b[d].bits) << 16;
+        for (int64_t d = 0; d < width; d += kLanes<Element>) {
+          HalfVector first, second;
+          std::memcpy(&first, a + d, sizeof first);
+          std::memcpy(&second, b + d, sizeof second);
+          store(to + s * width + d, side_by_side(first, second));
         }
       }
       value_tiles_[t] = {to, width * static_cast<int64_t>(sizeof(Element))};
@@ -274,28 +289,36 @@ class VectorEngine {
   }
 
   void store_weights(Acc* weights, int64_t r, int64_t j, const Vector<Acc>* w) const {
-    if constexpr (kStep == 1) {
-      store(weights + r * Layout::kRowStride + j * Layout::kKeyStride, *w);
-    } else if constexpr (Layout::kRowStride == 1) {
-      const Vector<Element> pairs =
-          value_scales_ ? bfloat16_pairs(w[0] * value_scales_[j], w[1] * value_scales_[j + 1])
-                        : bfloat16_pairs(w[0], w[1]);
-      std::memcpy(weights + j / kStep * kGroupRows + r, &pairs, sizeof pairs);
+    if constexpr (Layout::kRowStride != 1) {
+      store_row_weights(weights + r * kChunkKeys, j, *w);
+    } else if constexpr (kStep == 1) {
+      for (int k = 0; k < kChains; ++k) store(weights + (j + k) * kGroupRows + r, w[k]);
     } else {
-      const Vector<Acc> scaled = value_scales_ ? *w * load(value_scales_ + j) : *w;
-      const auto rounded = __builtin_convertvector(bfloat16_of(scaled), HalfVector);
-      std::memcpy(weights + r * kChunkKeys + j / kStep, &rounded, sizeof rounded);
+      store_pairs(w, j, value_scales_, weights + j / kStep * kGroupRows + r);
+    }
+  }
+
+  void store_row_weights(Acc* row, int64_t j, Vector<Acc> w) const {
+    if constexpr (kStep == 1) {
+      store(row + j, w);
+    } else {
+      if (value_scales_) w *= load(value_scales_ + j);
+      const auto rounded = __builtin_convertvector(bfloat16_of(w), HalfVector);
+      std::memcpy(row + j / kStep, &rounded, sizeof rounded);
     }
   }
 
   // out[r] = sum over the seen keys of weight * value, in the order of the keys.
-  void weigh_rows(KeyRange seen, const Acc* weights, int64_t rows, Acc* out) {
+  void weigh_rows(KeyRange seen, const Acc* weights, int64_t rows, bool is_first, Acc* out) {
     constexpr int64_t kColumns = 4 * kLanes<Acc>, kBlock = 64 / kStep;  // values that L1 keeps
     const int64_t width = value_width();
     const KeyRange steps{seen.begin / kStep, (seen.end + kStep - 1) / kStep};
     std::fill_n(out, (rows + 3) / 4 * 4 * width, Acc{0});
     for (int64_t s = steps.begin / kBlock * kBlock; s < steps.end; s += kBlock) {
       const KeyRange block = intersect(steps, {s, s + kBlock});
+      for (int64_t t = s / kTileSteps; is_first && t < (s + kBlock) / kTileSteps; ++t) {
+        prefetch_keys_ahead(p_, tile_, ahead_, t);
+      }
       int64_t d = 0;
       for (; d + kColumns <= width; d += kColumns) weigh_block<4>(block, weights, rows, d, out);
       for (; d < width; d += kLanes<Acc>) weigh_block<1>(block, weights, rows, d, out);
@@ -348,7 +371,7 @@ class VectorEngine {
 
   const AttentionParams& p_;
   const RowTile& tile_;
-  KeyRange keys_;
+  KeyRange keys_, ahead_;
   const Element* query_;
   Stored *key_buffer_, *value_buffer_;
   Element* pairs_ = nullptr;
@@ -367,13 +390,13 @@ void pack_for_vectors(const AttentionParams& p, const RowTile& tile, void* query
 
 // Few rows or many, by the tile.
 template <class Products>
-void attend_by_vectors(const AttentionParams& p, const RowTile& tile, KeyRange keys,
+void attend_by_vectors(const AttentionParams& p, const RowTile& tile, KeyRange keys, KeyRange ahead,
                        const void* query, void* scratch,
                        const Partial<typename Products::Acc>& partial) {
   if (few(tile)) {
-    attend<VectorEngine<Products, KeysInLanes>>(p, tile, keys, query, scratch, partial);
+    attend<VectorEngine<Products, KeysInLanes>>(p, tile, keys, ahead, query, scratch, partial);
   } else {
-    attend<VectorEngine<Products, RowsInLanes>>(p, tile, keys, query, scratch, partial);
+    attend<VectorEngine<Products, RowsInLanes>>(p, tile, keys, ahead, query, scratch, partial);
   }
 }
 

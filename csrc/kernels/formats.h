@@ -3,6 +3,10 @@
 
 #include <cstdint>
 
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
 #include "numeric.h"
 #include "params.h"
 
@@ -32,11 +36,13 @@ struct Float16 {
 struct Int8 {
   using Storage = int8_t;
   static float widen(int8_t x) { return x; }
+  static int32_t code(float x) { return int8_code(x); }
   static int8_t narrow(float x) { return float_to_int8(x); }
 };
 struct Float8E4M3 {
   using Storage = uint8_t;
   static float widen(uint8_t x) { return float8_to_float(x); }
+  static int32_t code(float x) { return float8_code(x); }
   static uint8_t narrow(float x) { return float_to_float8(x); }
 };
 
@@ -60,6 +66,40 @@ inline void with_format(DType dtype, const Body& body) {
       return;
   }
 }
+
+// to[i] = from[i], widened
+template <class Format, class Acc>
+inline void widen_row(Format, const typename Format::Storage* __restrict from, int64_t width,
+                      Acc* __restrict to) {
+  for (int64_t i = 0; i < width; ++i) to[i] = static_cast<Acc>(Format::widen(from[i]));
+}
+
+// to[i] = from[i], rounded
+template <class Format, class Acc>
+inline void narrow_row(Format, const Acc* __restrict from, int64_t width,
+                       typename Format::Storage* __restrict to) {
+  for (int64_t i = 0; i < width; ++i) to[i] = Format::narrow(from[i]);
+}
+
+#if defined(__F16C__)
+inline void widen_row(Float16, const uint16_t* from, int64_t width, float* to) {
+  int64_t i = 0;
+  for (; i + 8 <= width; i += 8) {
+    const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
+    _mm256_storeu_ps(to + i, _mm256_cvtph_ps(halves));
+  }
+  for (; i < width; ++i) to[i] = float16_to_float(from[i]);
+}
+
+inline void narrow_row(Float16, const float* from, int64_t width, uint16_t* to) {
+  int64_t i = 0;
+  for (; i + 8 <= width; i += 8) {
+    const __m128i halves = _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), halves);
+  }
+  for (; i < width; ++i) to[i] = float_to_float16(from[i]);
+}
+#endif
 
 // to[i] = scale * data[offset + i]
 template <class Acc>

@@ -1,9 +1,8 @@
-// Conversions between float and the 16- and 8-bit storage formats, as branch-free bit arithmetic
-// that compilers vectorise. Rounding is to nearest even.
+// Conversions between float and the 16- and 8-bit storage formats, as branch-free arithmetic on
+// integers of 32 bits that compilers vectorise. Rounding is to nearest even.
 #pragma once
 
 #include <bit>
-#include <cmath>
 #include <cstdint>
 
 namespace mqa::kernels {
@@ -23,21 +22,35 @@ inline uint16_t float_to_bfloat16(float x) {
 inline float float16_to_float(uint16_t x) {
   const uint32_t magnitude = uint32_t{x} & 0x7fff;
   const uint32_t finite = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude << 13) * 0x1p112f);
-  const uint32_t bits = magnitude >= 0x7c00 ? 0x7f800000 | (magnitude << 13) : finite;
+  const uint32_t special = 0x7f800000 | (magnitude << 13);
+  uint32_t bits = magnitude < 0x7c00 ? finite : special;
+  bits |= magnitude > 0x7c00 ? 0x400000 : 0;  // a NaN becomes a quiet one
   return std::bit_cast<float>(bits | (uint32_t{x} & 0x8000) << 16);
 }
 
+// |x|, at most `largest`, rounded to a format with kMantissa bits whose smallest normal number has
+// the bits `normal` as a float. Its code is also right where it is subnormal: the exponent that
+// rounding sees is never below the smallest one.
+template <int kMantissa>
+inline int32_t rounded_code(int32_t magnitude, int32_t normal, int32_t largest) {
+  constexpr int kDropped = 23 - kMantissa;
+  const int32_t finite = magnitude < largest ? magnitude : largest;
+  const int32_t own_exponent = finite & 0x7f800000;
+  const int32_t exponent = own_exponent > normal ? own_exponent : normal;
+  // A sum with 2^kDropped times the power of two ends at the last bit that is to stay.
+  const int32_t shift = exponent + (kDropped << 23);
+  const int32_t sum =
+      std::bit_cast<int32_t>(std::bit_cast<float>(finite) + std::bit_cast<float>(shift));
+  return sum - shift + ((exponent - normal) >> kDropped);
+}
+
 inline uint16_t float_to_float16(float x) {
-  const uint32_t bits = std::bit_cast<uint32_t>(x);
-  const uint32_t magnitude = bits & 0x7fffffff;
-  // Below 2^-14 the result is subnormal: adding 0.5 lets the addition round at 2^-24.
-  const uint32_t subnormal =
-      std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) + 0.5f) - 0x3f000000;
-  const uint32_t normal = (magnitude + 0xfff + ((magnitude >> 13) & 1) - 0x38000000) >> 13;
-  uint32_t half = magnitude < 0x38800000 ? subnormal : normal;
-  half = magnitude >= 0x47800000 || half > 0x7c00 ? 0x7c00 : half;
-  half = magnitude > 0x7f800000 ? 0x7e00 : half;
-  return static_cast<uint16_t>(half | (bits >> 16 & 0x8000));
+  const int32_t bits = std::bit_cast<int32_t>(x);
+  const int32_t magnitude = bits & 0x7fffffff;
+  const int32_t number = rounded_code<10>(magnitude, 0x38800000, 0x47800000);  // 2^16 is infinity
+  const int32_t quiet_nan = 0x7e00 | (magnitude >> 13 & 0x3ff);
+  const int32_t code = magnitude > 0x7f800000 ? quiet_nan : number;
+  return static_cast<uint16_t>(code | (bits >> 16 & 0x8000));
 }
 
 // float8_e4m3fn: bias 7, no infinity, NaN is 0x7f, largest value 448.
@@ -48,25 +61,32 @@ inline float float8_to_float(uint8_t x) {
   return std::bit_cast<float>(bits | (uint32_t{x} & 0x80) << 24);
 }
 
+// Codes of 8 bits come in 32, so that a loop over them can be vectorised in lanes of one width.
+
 // Values beyond +-448 become +-448.
-inline uint8_t float_to_float8(float x) {
-  const uint32_t bits = std::bit_cast<uint32_t>(x);
-  const uint32_t magnitude = bits & 0x7fffffff;
-  // Below 2^-6 the result is subnormal: adding 2^14 lets the addition round at 2^-9.
-  const uint32_t subnormal =
-      std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) + 0x1p14f) - 0x46800000;
-  const uint32_t normal = (magnitude + 0x7ffff + ((magnitude >> 20) & 1) - 0x3c000000) >> 20;
-  uint32_t code = magnitude < 0x3c800000 ? subnormal : normal;
-  code = magnitude >= 0x43e00000 ? 0x7e : code;
-  code = magnitude > 0x7f800000 ? 0x7f : code;
-  return static_cast<uint8_t>(code | (bits >> 24 & 0x80));
+inline int32_t float8_code(float x) {
+  const int32_t bits = std::bit_cast<int32_t>(x);
+  const int32_t magnitude = bits & 0x7fffffff;
+  const int32_t number = rounded_code<3>(magnitude, 0x3c800000, 0x43e00000);
+  const int32_t code = magnitude > 0x7f800000 ? 0x7f : number;
+  return code | (bits >> 24 & 0x80);
 }
 
 // Values beyond +-127 become +-127; NaN becomes 0.
-inline int8_t float_to_int8(float x) {
-  const float clamped = x > 127.f ? 127.f : x > -127.f ? x : x == x ? -127.f : 0.f;
-  return static_cast<int8_t>(std::nearbyint(clamped));
+inline int32_t int8_code(float x) {
+  const int32_t bits = std::bit_cast<int32_t>(x);
+  const int32_t magnitude = bits & 0x7fffffff;
+  const int32_t clamped = magnitude < 0x42fe0000 ? magnitude : 0x42fe0000;
+  // A sum with 2^23 ends at the units.
+  const int32_t rounded =
+      std::bit_cast<int32_t>(std::bit_cast<float>(clamped) + 0x1p23f) - 0x4b000000;
+  const int32_t integer = magnitude > 0x7f800000 ? 0 : rounded;
+  return bits < 0 ? -integer : integer;
 }
+
+inline uint8_t float_to_float8(float x) { return static_cast<uint8_t>(float8_code(x)); }
+
+inline int8_t float_to_int8(float x) { return static_cast<int8_t>(int8_code(x)); }
 
 }  // namespace
 }  // namespace mqa::kernels

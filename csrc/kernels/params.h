@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <type_traits>
 
 namespace mqa::kernels {
 
@@ -113,11 +114,29 @@ struct MergeParams {
   void* lse;                // [rows]
 };
 
+// A callable body(begin, end) that outlives the call it is passed to: borrowed, where std::function
+// would allocate a copy.
+class RangeBody {
+ public:
+  template <class Body>
+    requires(!std::is_same_v<Body, RangeBody>)
+  RangeBody(const Body& body)  // implicit, as a parameter wants it
+      : body_(&body), call_([](const void* body, int64_t begin, int64_t end) {
+          (*static_cast<const Body*>(body))(begin, end);
+        }) {}
+
+  void operator()(int64_t begin, int64_t end) const { call_(body_, begin, end); }
+
+ private:
+  const void* body_;
+  void (*call_)(const void* body, int64_t begin, int64_t end);
+};
+
 // Calls body(begin, end) over disjoint ranges that cover [0, count).
 struct Threads {
   int64_t count = 1;
-  std::function<void(int64_t count, const std::function<void(int64_t, int64_t)>& body)>
-      parallel_for = [](int64_t count, const auto& body) { body(0, count); };
+  std::function<void(int64_t count, RangeBody body)> parallel_for =
+      [](int64_t count, RangeBody body) { body(0, count); };
 };
 
 }  // namespace mqa::kernels

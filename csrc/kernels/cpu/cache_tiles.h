@@ -30,20 +30,12 @@ struct BFloat16Bits {
   uint16_t bits;
 };
 
-// Where a conversion to To takes place.
-template <class To>
-using Wide = std::conditional_t<std::is_same_v<To, double>, double, float>;
-
-inline void store_as(double x, double* to) { *to = x; }
-inline void store_as(float x, float* to) { *to = x; }
-inline void store_as(float x, BFloat16Bits* to) { to->bits = float_to_bfloat16(x); }
-
 template <class To>
 constexpr DType kDTypeOf = std::is_same_v<To, double>  ? DType::kFloat64
                            : std::is_same_v<To, float> ? DType::kFloat32
                                                        : DType::kBFloat16;
 
-// to[0, stride) = scale * the row, then zeros.
+// to[0, stride) = scale * the row, then zeros. What becomes bfloat16 has no scale and fits in it.
 template <class To>
 void convert_row(const Cache& cache, int64_t offset, int64_t width, float scale, To* to,
                  int64_t stride) {
@@ -52,9 +44,15 @@ void convert_row(const Cache& cache, int64_t offset, int64_t width, float scale,
     const Storage* from = static_cast<const Storage*>(cache.data) + offset;
     if (cache.dtype == kDTypeOf<To>) {
       std::memcpy(to, from, width * sizeof(To));
-    } else {
+    } else if constexpr (std::is_same_v<To, BFloat16Bits>) {
       for (int64_t i = 0; i < width; ++i) {
-        store_as(static_cast<Wide<To>>(format.widen(from[i])) * scale, to + i);
+        const float x = static_cast<float>(format.widen(from[i]));
+        to[i].bits = static_cast<uint16_t>(std::bit_cast<uint32_t>(x) >> 16);
+      }
+    } else {
+      widen_row(format, from, width, to);
+      if (scale != 1) {
+        for (int64_t i = 0; i < width; ++i) to[i] *= scale;
       }
     }
   });

@@ -255,7 +255,7 @@ inline void softmax(int64_t rows, KeyRange span, Acc scale, const Acc* scores, A
       for (int64_t j = span.begin; j < span.end; j += kLanes<Acc>) {
         const Vector<Acc> weights =
             exp2_nonpositive<kExact>(multiply_add(load(row + j), broadcast(scale), minus_base));
-        for (int i = 0; i < kLanes<Acc>; ++i) sums[i % kChains] += weights[i];
+        for (int i = 0; i < kLanes<Acc>; ++i) sums[(j + i) % kChains] += weights[i];
         store_weights(r, j, &weights);
       }
       sum[r] = sum_chains(sums);

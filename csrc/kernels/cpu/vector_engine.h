@@ -110,7 +110,7 @@ class VectorEngine {
   using Products = P;
   using Acc = typename P::Acc;
   using Layout = L;
-  static constexpr int64_t kGroups = kVectorRegisters == 32 ? 2 : 1;
+  static constexpr int64_t kGroups = kVectorRegisters == 32 ? 4 : 1;
   static constexpr int64_t kSpanKeys = kTileKeys;
 
   VectorEngine(const AttentionParams& p, const RowTile& tile, KeyRange keys, KeyRange ahead,
@@ -162,10 +162,8 @@ class VectorEngine {
         const int64_t end = std::min(e + kChain, width);
         if constexpr (Layout::kRowStride != 1) {
           tile_.rows == 1 ? score_few<1>(t, e, end) : score_few<kFewRows>(t, e, end);
-        } else if (some.count == 2) {
-          score_groups<2>(some.first, t, e, end);
         } else {
-          score_groups<1>(some.first, t, e, end);
+          score_count<kGroups>(some, t, e, end);
         }
       }
       if (some.first == 0) prefetch_values(p_, tile_, keys_, t);
@@ -207,9 +205,18 @@ class VectorEngine {
     store(score, first == 0 ? sum : load(score) + sum);
   }
 
+  // score_groups<some.count>
+  template <int kCount>
+  void score_count(const RowGroups& some, int64_t t, int64_t e_begin, int64_t e_end) {
+    if constexpr (kCount > 1) {
+      if (some.count < kCount) return score_count<kCount - 1>(some, t, e_begin, e_end);
+    }
+    score_groups<kCount>(some.first, t, e_begin, e_end);
+  }
+
   template <int kCount>
   void score_groups(int64_t first, int64_t t, int64_t e_begin, int64_t e_end) {
-    constexpr int kKeys = std::clamp<int>(kSums / (kCount * kVectors), 1, kTileKeys);
+    constexpr int kKeys = std::max<int>(std::bit_floor<unsigned>(kSums / (kCount * kVectors)), 1);
     const int64_t group_size = elements<P>(p_.D) * kGroupRows;
     const Element* query = query_ + first * group_size;
     for (int64_t k0 = 0; k0 < kTileKeys; k0 += kKeys) {

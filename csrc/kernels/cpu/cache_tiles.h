@@ -129,34 +129,36 @@ class CacheTiles {
   bool in_place_;
 };
 
-// Asks for tile t of the chunk that begins with or around `keys`.
-inline void prefetch(const AttentionParams& p, const RowTile& tile, const Cache& cache,
-                     int64_t width, KeyRange keys, int64_t t) {
-  const BlockTable& table = p.block_table;
-  const int64_t first = keys.begin / kChunkKeys * kChunkKeys + t * kTileKeys;
-  if (first < keys.begin || first + kTileKeys > keys.end ||
-      (table.pages && table.page_size % kTileKeys != 0)) {
-    return;
-  }
-  const int64_t size = size_of(cache.dtype), stride = cache.slot_stride * size;
-  const char* row = static_cast<const char*>(cache.data) +
-                    row_offset(cache, place_of(p, tile.batch, first), tile.kv_head) * size;
-  for (int64_t j = 0; j < kTileKeys; ++j, row += stride) {
-    for (int64_t byte = 0; byte < width * size; byte += 64) {
-      __builtin_prefetch(row + byte, 0, 2);
+// Fetches the keys and values of the next chunk into L2, a few rows at a time between pieces of
+// work on this one, so that memory is never idle.
+class Ahead {
+ public:
+  Ahead(const AttentionParams& p, const RowTile& tile, KeyRange keys)
+      : p_(p), tile_(tile), next_(keys.begin), end_(keys.end) {}
+
+  void fetch(int64_t rows) {
+    for (const int64_t end = std::min(end_, next_ + rows); next_ < end; ++next_) {
+      const SlotPlace place = place_of(p_, tile_.batch, next_);
+      fetch_row(p_.key, place, p_.D);
+      fetch_row(p_.value, place, p_.D_v);
     }
   }
-}
 
-inline void prefetch_values(const AttentionParams& p, const RowTile& tile, KeyRange keys,
-                            int64_t t) {
-  prefetch(p, tile, p.value, p.D_v, keys, t);
-}
+ private:
+  // gcc 12 takes a function that only prefetches for one without effect, unless it is inlined.
+  [[gnu::always_inline]] void fetch_row(const Cache& cache, SlotPlace place, int64_t width) const {
+    const int64_t size = size_of(cache.dtype);
+    const char* row =
+        static_cast<const char*>(cache.data) + row_offset(cache, place, tile_.kv_head) * size;
+    for (int64_t byte = 0; byte < width * size; byte += 64) {
+      __builtin_prefetch(row + byte, /*write=*/0, /*to L2=*/2);
+    }
+  }
 
-inline void prefetch_keys_ahead(const AttentionParams& p, const RowTile& tile, KeyRange ahead,
-                                int64_t t) {
-  prefetch(p, tile, p.key, p.D, ahead, t);
-}
+  const AttentionParams& p_;
+  const RowTile& tile_;
+  int64_t next_, end_;
+};
 
 // The scales of slots, by position in the chunk, for rows that were converted without; those of
 // slots outside `keys` or not in `used` are 0. Null where the cache has none.

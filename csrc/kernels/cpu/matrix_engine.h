@@ -24,7 +24,7 @@ class MatrixEngine {
       : p_(p),
         tile_(tile),
         keys_(keys),
-        ahead_(ahead),
+        ahead_(p, tile, ahead),
         query_(static_cast<const uint32_t*>(query)) {
     Pieces pieces(scratch);
     key_buffer_ = pieces.take<BFloat16Bits>(kChunkKeys * key_width());
@@ -69,10 +69,7 @@ class MatrixEngine {
   void score(const RowGroups& some) {
     for (int64_t t = some.span.begin / kTileKeys; t < some.span.end / kTileKeys; t += 2) {
       some.count == 2 ? score_tiles<2>(some.first, t) : score_tiles<1>(some.first, t);
-      if (some.first == 0) {
-        prefetch_values(p_, tile_, keys_, t);
-        prefetch_values(p_, tile_, keys_, t + 1);
-      }
+      ahead_.fetch(10);
     }
   }
 
@@ -83,6 +80,7 @@ class MatrixEngine {
           kGroupRows, some.span, scale, pairs, partial.max + g * kGroupRows,
           partial.sum + g * kGroupRows, [&](int64_t, int64_t j, const Vector<float>* w) {
             store_pairs(w, j, value_scales_, pairs + j / 2 * kGroupRows);
+            ahead_.fetch(1);
           });
       for (int64_t b = some.span.begin / kSpanKeys; b < some.span.end / kSpanKeys; ++b) {
         transpose_block(pairs + b * kBlockPairs, weights(g, b));
@@ -129,7 +127,7 @@ class MatrixEngine {
     const KeyRange found = tiles();
     for (int64_t t = 2 * blocks.begin; t < 2 * blocks.end; ++t) {
       t >= found.begin&& t < found.end ? interleave(t) : clear_values(t);
-      prefetch_keys_ahead(p_, tile_, ahead_, t);
+      ahead_.fetch(7);
     }
     interleaved_ = blocks.end;
   }
@@ -249,7 +247,8 @@ class MatrixEngine {
 
   const AttentionParams& p_;
   const RowTile& tile_;
-  KeyRange keys_, ahead_;
+  KeyRange keys_;
+  Ahead ahead_;
   const uint32_t* query_;
   BFloat16Bits *key_buffer_, *value_buffer_;
   uint32_t *values_, *weights_;

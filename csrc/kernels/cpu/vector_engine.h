@@ -115,7 +115,11 @@ class VectorEngine {
 
   VectorEngine(const AttentionParams& p, const RowTile& tile, KeyRange keys, KeyRange ahead,
                const void* query, void* scratch)
-      : p_(p), tile_(tile), keys_(keys), ahead_(ahead), query_(static_cast<const Element*>(query)) {
+      : p_(p),
+        tile_(tile),
+        keys_(keys),
+        ahead_(p, tile, ahead),
+        query_(static_cast<const Element*>(query)) {
     Pieces pieces(scratch);
     key_buffer_ = pieces.take<Stored>(kChunkKeys * key_width());
     value_buffer_ = pieces.take<Stored>(kChunkKeys * value_width());
@@ -166,7 +170,7 @@ class VectorEngine {
           score_count<kGroups>(some, t, e, end);
         }
       }
-      if (some.first == 0) prefetch_values(p_, tile_, keys_, t);
+      ahead_.fetch(6);
     }
   }
 
@@ -175,12 +179,13 @@ class VectorEngine {
       const int64_t first = g * kGroupRows;
       const int64_t rows = std::min(kGroupRows, tile_.rows - some.first * kGroupRows - first);
       Acc* weights = scores(g);
-      softmax<Layout, P::kExactWeights>(
-          Layout::kRowStride == 1 ? kGroupRows : rows, some.span, scale, weights,
-          partial.max + first, partial.sum + first,
-          [&](int64_t r, int64_t j, const Vector<Acc>* w) { store_weights(weights, r, j, w); });
-      weigh_rows(some.seen, weights, rows, some.first + g == 0,
-                 partial.out + first * value_width());
+      softmax<Layout, P::kExactWeights>(Layout::kRowStride == 1 ? kGroupRows : rows, some.span,
+                                        scale, weights, partial.max + first, partial.sum + first,
+                                        [&](int64_t r, int64_t j, const Vector<Acc>* w) {
+                                          store_weights(weights, r, j, w);
+                                          ahead_.fetch(1);
+                                        });
+      weigh_rows(some.seen, weights, rows, partial.out + first * value_width());
     }
   }
 
@@ -316,16 +321,14 @@ class VectorEngine {
   }
 
   // out[r] = sum over the seen keys of weight * value, in the order of the keys.
-  void weigh_rows(KeyRange seen, const Acc* weights, int64_t rows, bool is_first, Acc* out) {
+  void weigh_rows(KeyRange seen, const Acc* weights, int64_t rows, Acc* out) {
     constexpr int64_t kColumns = 4 * kLanes<Acc>, kBlock = 64 / kStep;  // values that L1 keeps
     const int64_t width = value_width();
     const KeyRange steps{seen.begin / kStep, (seen.end + kStep - 1) / kStep};
     std::fill_n(out, (rows + 3) / 4 * 4 * width, Acc{0});
     for (int64_t s = steps.begin / kBlock * kBlock; s < steps.end; s += kBlock) {
       const KeyRange block = intersect(steps, {s, s + kBlock});
-      for (int64_t t = s / kTileSteps; is_first && t < (s + kBlock) / kTileSteps; ++t) {
-        prefetch_keys_ahead(p_, tile_, ahead_, t);
-      }
+      ahead_.fetch(24);
       int64_t d = 0;
       for (; d + kColumns <= width; d += kColumns) weigh_block<4>(block, weights, rows, d, out);
       for (; d < width; d += kLanes<Acc>) weigh_block<1>(block, weights, rows, d, out);
@@ -378,7 +381,8 @@ class VectorEngine {
 
   const AttentionParams& p_;
   const RowTile& tile_;
-  KeyRange keys_, ahead_;
+  KeyRange keys_;
+  Ahead ahead_;
   const Element* query_;
   Stored *key_buffer_, *value_buffer_;
   Element* pairs_ = nullptr;

@@ -69,7 +69,7 @@ class MatrixEngine {
   void score(const RowGroups& some) {
     for (int64_t t = some.span.begin / kTileKeys; t < some.span.end / kTileKeys; t += 2) {
       some.count == 2 ? score_tiles<2>(some.first, t) : score_tiles<1>(some.first, t);
-      ahead_.fetch(10);
+      ahead_.fetch(6);
     }
   }
 
@@ -127,7 +127,7 @@ class MatrixEngine {
     const KeyRange found = tiles();
     for (int64_t t = 2 * blocks.begin; t < 2 * blocks.end; ++t) {
       t >= found.begin&& t < found.end ? interleave(t) : clear_values(t);
-      ahead_.fetch(7);
+      ahead_.fetch(4);
     }
     interleaved_ = blocks.end;
   }
@@ -207,6 +207,7 @@ class MatrixEngine {
   template <int kCount, int kColumns>
   void weigh_tiles(KeyRange blocks, int64_t column, bool is_first, float* out) {
     constexpr bool kTwoGroups = kCount == 2;
+    ahead_.fetch(10);
     const int64_t width = value_width(), stride = width * sizeof(float);
     // Register kColumns * group + column.
     float* to[4] = {};

@@ -39,8 +39,7 @@ class MatrixEngine {
 
   static int64_t scratch_size(const AttentionParams& p) {
     const RowTile none{};
-    return MatrixEngine(p, none, {0, 0}, {0, 0}, nullptr, nullptr)
-        .end_;  // of pieces that begin at 0
+    return MatrixEngine(p, none, {}, {}, nullptr, nullptr).end_;  // of pieces that begin at 0
   }
 
   void find_keys() {
@@ -100,8 +99,6 @@ class MatrixEngine {
   static constexpr int64_t kBlockPairs = kSpanKeys / 2 * kGroupRows;  // a tile of pairs
   static constexpr int64_t kBlocks = kChunkKeys / kSpanKeys;
   static constexpr int64_t kTileBytes = 64;  // of a packed tile's row
-  static constexpr int64_t kPrefetched = 2;  // tiles of keys
-  static constexpr int64_t kL1Blocks = 8;    // whose values are interleaved while L1 has them
 
   int64_t key_width() const { return elements<PairProducts>(p_.D) * 2; }
   int64_t value_width() const { return padded(p_.D_v); }
@@ -126,7 +123,8 @@ class MatrixEngine {
   void interleave(KeyRange blocks) {
     const KeyRange found = tiles();
     for (int64_t t = 2 * blocks.begin; t < 2 * blocks.end; ++t) {
-      t >= found.begin&& t < found.end ? interleave(t) : clear_values(t);
+      const bool is_found = t >= found.begin && t < found.end;
+      is_found ? interleave(t) : clear_values(t);
       ahead_.fetch(4);
     }
     interleaved_ = blocks.end;

@@ -6,6 +6,9 @@
 // a row's bits do not depend on how many it comes with.
 #pragma once
 
+#include <algorithm>
+#include <bit>
+
 #include "attend.h"
 
 namespace mqa::kernels::cpu {
@@ -132,8 +135,7 @@ class VectorEngine {
 
   static int64_t scratch_size(const AttentionParams& p) {
     const RowTile none{};
-    return VectorEngine(p, none, {0, 0}, {0, 0}, nullptr, nullptr)
-        .end_;  // of pieces that begin at 0
+    return VectorEngine(p, none, {}, {}, nullptr, nullptr).end_;  // of pieces that begin at 0
   }
 
   void find_keys() {
@@ -183,7 +185,7 @@ class VectorEngine {
                                         scale, weights, partial.max + first, partial.sum + first,
                                         [&](int64_t r, int64_t j, const Vector<Acc>* w) {
                                           store_weights(weights, r, j, w);
-                                          ahead_.fetch(1);
+                                          ahead_.fetch(kWeightKeys / 4);
                                         });
       weigh_rows(some.seen, weights, rows, partial.out + first * value_width());
     }
@@ -195,6 +197,8 @@ class VectorEngine {
   static constexpr int64_t kStep = P::kStep;
   static constexpr int64_t kGroupScores = kChunkKeys * kGroupRows;
   static constexpr int64_t kTileSteps = kTileKeys / kStep;
+  // That softmax hands over at once.
+  static constexpr int kWeightKeys = Layout::kRowStride == 1 ? kChains : kLanes<Acc>;
   static constexpr int kVectors = kGroupRows / kLanes<Acc>;  // of a group of rows
   static constexpr int kSums = kVectorRegisters / 2;         // that a product keeps in registers
 

@@ -15,6 +15,11 @@ inline int64_t page_at(const BlockTable& table, int64_t batch, int64_t index) {
   return table.pages[batch * table.row_stride + index * table.page_stride];
 }
 
+inline SlotPlace place_of(const BlockTable& table, int64_t batch, int64_t slot) {
+  if (!table.pages) return {batch, slot};
+  return {page_at(table, batch, slot / table.page_size), slot % table.page_size};
+}
+
 inline int64_t row_offset(const Cache& cache, SlotPlace place, int64_t head) {
   return place.row * cache.row_stride + head * cache.head_stride + place.slot * cache.slot_stride;
 }

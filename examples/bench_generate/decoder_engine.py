@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 import engine
-from engine import MOST_TOKENS, Run
+from engine import MOST_TOKENS, PREFILL_CHUNK, Run
 from mqa import Decoder
-
-PREFILL_CHUNK = 512
 
 
 class DecoderEngine:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 WARM_UP_TOKENS = 2
 COMPILE_BACKEND = "inductor"
+PREFILL_CHUNK = 512  # tokens
 MOST_TOKENS = 128  # of one `decode`, the room that caches have behind the context
 
 

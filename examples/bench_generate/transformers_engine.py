@@ -16,9 +16,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 import engine
-from engine import MOST_TOKENS, Run
-
-PREFILL_CHUNK = 512
+from engine import MOST_TOKENS, PREFILL_CHUNK, Run
 
 
 def load_gguf(gguf: Path, dtype: torch.dtype, attn_implementation: str) -> PreTrainedModel:

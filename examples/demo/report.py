@@ -2,8 +2,6 @@
 
 import base64
 import json
-import platform
-import re
 from dataclasses import asdict, dataclass
 from datetime import date
 from importlib.metadata import version
@@ -13,6 +11,7 @@ from statistics import median
 import jinja2
 import torch
 
+from mqa.bench.machine import processor
 from mqa.table import format_table
 from mqa.units import format_bytes
 from plot import draw
@@ -53,11 +52,9 @@ class Report:
 
 def describe_machine() -> dict[str, str]:
     """What the speeds depend on."""
-    cpu_info = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", cpu_info.read_text()) if cpu_info.exists() else []
     return {
         "date": date.today().isoformat(),
-        "CPU": names[0] if names else platform.machine(),
+        "CPU": processor(),
         "threads": str(torch.get_num_threads()),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,

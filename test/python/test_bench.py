@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from commands import exit_code
 from mqa.__main__ import main
 from mqa.bench import floor, run
 from mqa.bench.cases import Case
@@ -533,11 +534,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(floor.measure, "__defaults__", (tmp_path / "mqa-floor",))
     Path("file").touch()
-    # argparse leaves by SystemExit, the command by its return value.
-    try:
-        code: object = main(["bench", *arguments])
-    except SystemExit as exit_:
-        code = exit_.code
+    code = exit_code("bench", *arguments)
     error = capfd.readouterr().err
     assert code == 2
     assert re.search(f"(?m)^mqa bench: .*{sentence}", error)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from commands import exit_code
 from mqa.__main__ import main
 from mqa.plan import CacheFormat, Model, cache_bytes, compare, max_batch, max_context, token_bytes
 from mqa.plan_config import model_from_config
@@ -364,11 +365,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     monkeypatch.chdir(tmp_path)
     for name, text in (("broken.json", "{"), ("list.json", "[]"), ("empty.json", "{}")):
         Path(name).write_text(text)
-    # argparse leaves by SystemExit, the command by its return value.
-    try:
-        code: object = main(["plan", *arguments])
-    except SystemExit as exit_:
-        code = exit_.code
+    code = exit_code("plan", *arguments)
     error = capfd.readouterr().err
     assert code == 2
     assert error.count("\n") == 1

@@ -48,12 +48,9 @@ class Appender {
   void append_tokens(int64_t batch, int64_t token, int64_t end) const {
     const BlockTable& table = p_.block_table;
     while (token < end) {
-      SlotPlace place{batch, p_.positions[batch] + token};
-      int64_t count = end - token;
-      if (table.pages) {
-        place = {page_at(table, batch, place.slot / table.page_size), place.slot % table.page_size};
-        count = std::min(count, table.page_size - place.slot);
-      }
+      const SlotPlace place = place_of(table, batch, p_.positions[batch] + token);
+      const int64_t left = end - token;
+      const int64_t count = table.pages ? std::min(left, table.page_size - place.slot) : left;
       for (int64_t head = 0; head < p_.H_kv; ++head) {
         append_run(p_.key, store_key_, batch, head, token, place, count);
         append_run(p_.value, store_value_, batch, head, token, place, count);

@@ -21,10 +21,6 @@ struct RowGroups {
   KeyRange span;  // whole tiles of keys around it
 };
 
-inline KeyRange whole_tiles(KeyRange keys, int64_t tile) {
-  return {keys.begin / tile * tile, (keys.end + tile - 1) / tile * tile};
-}
-
 // Hands out consecutive pieces of memory, each on its own cache line.
 class Pieces {
  public:
@@ -61,7 +57,7 @@ class Attend {
       : p_(p),
         tile_(tile),
         keys_(keys),
-        chunk_(keys.begin / kChunkKeys * kChunkKeys),
+        chunk_(chunk_start(keys)),
         engine_(p, tile, keys, ahead, query, scratch),
         partial_(partial) {}
 
@@ -130,8 +126,9 @@ class Attend {
 
   bool finite(const Acc* out, int64_t rows) const {
     Vector<Acc> zeros = {};  // x * 0 is 0 for finite x, else NaN
-    for (int64_t d = 0; d < rows * padded(p_.D_v); d += kLanes<Acc>)
+    for (int64_t d = 0; d < rows * padded(p_.D_v); d += kLanes<Acc>) {
       zeros += load(out + d) * Acc{0};
+    }
     Acc sum = 0;
     for (int i = 0; i < kLanes<Acc>; ++i) sum += zeros[i];
     return sum == 0;

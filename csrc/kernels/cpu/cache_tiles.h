@@ -59,15 +59,20 @@ void convert_row(const Cache& cache, int64_t offset, int64_t width, float scale,
   std::memset(to + width, 0, (stride - width) * sizeof(To));
 }
 
-inline SlotPlace place_of(const AttentionParams& p, int64_t batch, int64_t key) {
-  const BlockTable& table = p.block_table;
-  if (!table.pages) return {batch, key};
-  return {page_at(table, batch, key / table.page_size), key % table.page_size};
+inline KeyRange whole_tiles(KeyRange keys, int64_t tile) {
+  return {keys.begin / tile * tile, (keys.end + tile - 1) / tile * tile};
+}
+
+// The tiles that hold some of `keys`, counted from the start of their chunk.
+inline KeyRange tiles_of(KeyRange keys) {
+  const int64_t chunk = chunk_start(keys);
+  const KeyRange whole = whole_tiles({keys.begin - chunk, keys.end - chunk}, kTileKeys);
+  return {whole.begin / kTileKeys, whole.end / kTileKeys};
 }
 
 // Finds the rows of one KV head for `keys`, which lie in one chunk, and stores where in `tiles`, by
-// position in the chunk. Rows have padded<kMultiple>(width) elements; those of slots outside `keys`
-// or not in `used` (null: all) are zeros.
+// position in the chunk. Rows have `stride` elements; those of slots outside `keys` or not in
+// `used` (null: all) are zeros.
 template <class To>
 class CacheTiles {
  public:
@@ -83,10 +88,10 @@ class CacheTiles {
                   (!p.block_table.pages || p.block_table.page_size % kTileKeys == 0)) {}
 
   void find(KeyRange keys, const bool* used, KeyTile* tiles) const {
-    const int64_t chunk = keys.begin / kChunkKeys * kChunkKeys;
-    for (int64_t first = keys.begin / kTileKeys * kTileKeys; first < keys.end; first += kTileKeys) {
+    const KeyRange found = tiles_of(keys);
+    for (int64_t t = found.begin; t < found.end; ++t) {
+      const int64_t first = chunk_start(keys) + t * kTileKeys;
       const KeyRange valid = intersect(keys, {first, first + kTileKeys});
-      const int64_t t = (first - chunk) / kTileKeys;
       const bool whole = valid.end - valid.begin == kTileKeys;
       tiles[t] = in_place_ && whole && !used
                      ? in_place(first)
@@ -97,7 +102,8 @@ class CacheTiles {
 
  private:
   KeyTile in_place(int64_t first) const {
-    const int64_t offset = row_offset(cache_, place_of(p_, tile_.batch, first), tile_.kv_head);
+    const int64_t offset =
+        row_offset(cache_, place_of(p_.block_table, tile_.batch, first), tile_.kv_head);
     return {static_cast<const To*>(cache_.data) + offset,
             cache_.slot_stride * static_cast<int64_t>(sizeof(To))};
   }
@@ -109,7 +115,7 @@ class CacheTiles {
         std::memset(to + j * stride_, 0, stride_ * sizeof(To));
         continue;
       }
-      const SlotPlace place = place_of(p_, tile_.batch, key);
+      const SlotPlace place = place_of(p_.block_table, tile_.batch, key);
       const float scale =
           kScaled && cache_.scales.data ? scale_at(cache_, place, tile_.kv_head) : 1.f;
       convert_row(cache_, row_offset(cache_, place, tile_.kv_head), width_, scale, to + j * stride_,
@@ -139,7 +145,7 @@ class Ahead {
 
   void fetch(int64_t rows) {
     for (const int64_t end = std::min(end_, next_ + rows); next_ < end; ++next_) {
-      const SlotPlace place = place_of(p_, tile_.batch, next_);
+      const SlotPlace place = place_of(p_.block_table, tile_.batch, next_);
       fetch_row(p_.key, place, p_.D);
       fetch_row(p_.value, place, p_.D_v);
     }
@@ -169,7 +175,8 @@ inline const float* find_scales(const AttentionParams& p, const RowTile& tile, c
   std::fill_n(scales, kChunkKeys, 0.f);
   for (int64_t key = keys.begin; key < keys.end; ++key) {
     const int64_t j = key % kChunkKeys;
-    if (!used || used[j]) scales[j] = scale_at(cache, place_of(p, tile.batch, key), tile.kv_head);
+    if (used && !used[j]) continue;
+    scales[j] = scale_at(cache, place_of(p.block_table, tile.batch, key), tile.kv_head);
   }
   return scales;
 }

@@ -47,7 +47,7 @@ class MatrixEngine {
         .find(keys_, nullptr, key_tiles_);
     key_scales_ = find_scales(p_, tile_, p_.key, keys_, nullptr, key_scale_buffer_);
     // Products take tiles in pairs: the scores of one that is not there will be hidden.
-    const KeyRange found = tiles();
+    const KeyRange found = tiles_of(keys_);
     if (found.begin % 2) key_tiles_[found.begin - 1] = key_tiles_[found.begin];
     if (found.end % 2) key_tiles_[found.end] = key_tiles_[found.end - 1];
   }
@@ -103,13 +103,6 @@ class MatrixEngine {
   int64_t key_width() const { return elements<PairProducts>(p_.D) * 2; }
   int64_t value_width() const { return padded(p_.D_v); }
 
-  // Those that hold some of the keys, counted from the start of the chunk.
-  KeyRange tiles() const {
-    const int64_t chunk = keys_.begin / kChunkKeys * kChunkKeys;
-    const KeyRange keys = whole_tiles({keys_.begin - chunk, keys_.end - chunk}, kTileKeys);
-    return {keys.begin / kTileKeys, keys.end / kTileKeys};
-  }
-
   uint32_t* weights(int64_t group, int64_t block) {
     return weights_ + (group * kBlocks + block) * kBlockPairs;
   }
@@ -121,7 +114,7 @@ class MatrixEngine {
 
   // Blocks outside the keys become zeros.
   void interleave(KeyRange blocks) {
-    const KeyRange found = tiles();
+    const KeyRange found = tiles_of(keys_);
     for (int64_t t = 2 * blocks.begin; t < 2 * blocks.end; ++t) {
       const bool is_found = t >= found.begin && t < found.end;
       is_found ? interleave(t) : clear_values(t);
@@ -137,10 +130,7 @@ class MatrixEngine {
       const BFloat16Bits* a = value_tiles_[t].row<BFloat16Bits>(2 * s);
       const BFloat16Bits* b = value_tiles_[t].row<BFloat16Bits>(2 * s + 1);
       for (int64_t c = 0; c < columns; ++c) {
-        HalfVector first, second;
-        std::memcpy(&first, a + c * kGroupRows, sizeof first);
-        std::memcpy(&second, b + c * kGroupRows, sizeof second);
-        store(to + c * kBlockPairs, side_by_side(first, second));
+        store(to + c * kBlockPairs, side_by_side(a + c * kGroupRows, b + c * kGroupRows));
       }
     }
   }
@@ -261,18 +251,24 @@ class MatrixEngine {
   KeyTile key_tiles_[kChunkTiles], value_tiles_[kChunkTiles];
   const float *key_scales_ = nullptr, *value_scales_ = nullptr;
   float key_scale_buffer_[kChunkKeys], value_scale_buffer_[kChunkKeys];
-  TileRegisters registers_;
 };
 
 void pack_for_matrices(const AttentionParams& p, const RowTile& tile, void* query) {
   pack_queries<PairProducts>(p, tile, /*few=*/false, query);
 }
 
+void attend_by_matrices(const AttentionParams& p, const RowTile& tile, KeyRange keys,
+                        KeyRange ahead, const void* query, void* scratch,
+                        const Partial<float>& partial) {
+  const TileRegisters registers;
+  attend<MatrixEngine>(p, tile, keys, ahead, query, scratch, partial);
+}
+
 constexpr TileOps<float> kMatrixOps{
     query_size<PairProducts>,
     MatrixEngine::scratch_size,
     pack_for_matrices,
-    attend<MatrixEngine>,
+    attend_by_matrices,
     clear<float>,
     fold<float>,
     finish<float>,

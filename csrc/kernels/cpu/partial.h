@@ -21,7 +21,7 @@ void fold(const AttentionParams& p, int64_t rows, const Partial<Acc>& part,
   Acc keep[kTileRows], add[kTileRows];
   for (int64_t r = 0; r < rows; r += kLanes<Acc>) {
     const Vector<Acc> a = load(total.max + r), b = load(part.max + r), max = maximum(a, b);
-    const Vector<Acc> base = max == kMinusInfinity<Acc> ? Vector<Acc>{} : max;
+    const Vector<Acc> base = base_of<Acc>(max);
     const Vector<Acc> k = exp2_nonpositive<true>(a - base), f = exp2_nonpositive<true>(b - base);
     store(total.max + r, max);
     store(total.sum + r, load(total.sum + r) * k + load(part.sum + r) * f);

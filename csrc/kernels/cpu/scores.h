@@ -195,9 +195,10 @@ void hide_unseen(const AttentionParams& p, const RowTile& tile, int64_t row0, in
   hide({by_all.end / kWhole * kWhole, span.end});
 }
 
+// What scores and maxima are set against: -inf - -inf would be NaN.
 template <class Acc>
-inline Acc finite_or_zero(Acc max) {
-  return max == kMinusInfinity<Acc> ? 0 : max;  // -inf - -inf would be NaN
+inline Vector<Acc> base_of(Vector<Acc> max) {
+  return max == kMinusInfinity<Acc> ? Vector<Acc>{} : max;
 }
 
 // The order of a row's sum of weights: four chains, over every fourth key, so that an addition need
@@ -228,7 +229,7 @@ inline void softmax(int64_t rows, KeyRange span, Acc scale, const Acc* scores, A
       const Vector<Acc> largest =
           maximum(maximum(maxima[0], maxima[1]), maximum(maxima[2], maxima[3])) * scale;
       store(max + r, largest);
-      const Vector<Acc> minus_base = largest == kMinusInfinity<Acc> ? Vector<Acc>{} : -largest;
+      const Vector<Acc> minus_base = -base_of<Acc>(largest);
       Vector<Acc> sums[kChains];
       for (Vector<Acc>& s : sums) s = Vector<Acc>{};
       for (int64_t j = span.begin; j < span.end; j += kChains) {
@@ -250,7 +251,7 @@ inline void softmax(int64_t rows, KeyRange span, Acc scale, const Acc* scores, A
         largest = maximum(load(row + j), largest);
       }
       max[r] = max_lanes<Acc>(largest) * scale;
-      const Vector<Acc> minus_base = broadcast(-finite_or_zero(max[r]));
+      const Vector<Acc> minus_base = -base_of<Acc>(broadcast(max[r]));
       Acc sums[kChains] = {};
       for (int64_t j = span.begin; j < span.end; j += kLanes<Acc>) {
         const Vector<Acc> weights =

@@ -167,8 +167,11 @@ inline Vector<double> exp2_nonpositive(Vector<double> x) {
 
 typedef uint16_t HalfVector __attribute__((vector_size(kVectorBytes / 2)));
 
-// Two vectors of 16-bit values side by side: first in the lower half of each lane.
-inline Vector<uint32_t> side_by_side(HalfVector first, HalfVector second) {
+// As many 16-bit values as lanes from each address, side by side: a's in the lower half of a lane.
+inline Vector<uint32_t> side_by_side(const void* a, const void* b) {
+  HalfVector first, second;
+  std::memcpy(&first, a, sizeof first);
+  std::memcpy(&second, b, sizeof second);
 #if defined(__AVX512F__)  // where gcc 12 widens in quarters
   return (Vector<uint32_t>)_mm512_or_si512(
       _mm512_cvtepu16_epi32((__m256i)first),

@@ -13,6 +13,9 @@ constexpr int64_t kChunkKeys = 256;  // a softmax without rescaling, at absolute
 // Rows are padded with zeros to a multiple of every ISA's vector.
 constexpr int64_t padded(int64_t width) { return (width + 15) / 16 * 16; }
 
+// Of the chunk that `keys` lie in.
+constexpr int64_t chunk_start(KeyRange keys) { return keys.begin / kChunkKeys * kChunkKeys; }
+
 // Query heads that share a KV head are folded into rows: row = token * G + head in group.
 struct RowTile {
   int64_t batch, kv_head, first_row, rows;

@@ -110,7 +110,6 @@ void pack_queries(const AttentionParams& p, const RowTile& tile, bool few, void*
 template <class P, class L>
 class VectorEngine {
  public:
-  using Products = P;
   using Acc = typename P::Acc;
   using Layout = L;
   static constexpr int64_t kGroups = kVectorRegisters == 32 ? 4 : 1;
@@ -286,18 +285,14 @@ class VectorEngine {
   // Pairs of keys side by side, in the place of their values.
   void interleave_values() {
     const int64_t width = value_width();
-    const int64_t chunk = keys_.begin / kChunkKeys * kChunkKeys;
-    const KeyRange span = whole_tiles({keys_.begin - chunk, keys_.end - chunk}, kTileKeys);
-    for (int64_t t = span.begin / kTileKeys; t < span.end / kTileKeys; ++t) {
+    const KeyRange found = tiles_of(keys_);
+    for (int64_t t = found.begin; t < found.end; ++t) {
       Element* to = pairs_ + t * kTileSteps * width;
       for (int64_t s = 0; s < kTileSteps; ++s) {
         const Stored* a = value_tiles_[t].template row<Stored>(kStep * s);
         const Stored* b = value_tiles_[t].template row<Stored>(kStep * s + 1);
         for (int64_t d = 0; d < width; d += kLanes<Element>) {
-          HalfVector first, second;
-          std::memcpy(&first, a + d, sizeof first);
-          std::memcpy(&second, b + d, sizeof second);
-          store(to + s * width + d, side_by_side(first, second));
+          store(to + s * width + d, side_by_side(a + d, b + d));
         }
       }
       value_tiles_[t] = {to, width * static_cast<int64_t>(sizeof(Element))};

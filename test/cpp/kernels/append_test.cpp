@@ -9,6 +9,7 @@
 #include <random>
 #include <vector>
 
+#include "dtypes.h"
 #include "kernels/cpu/append_rows.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/formats.h"
@@ -114,28 +115,6 @@ TEST_F(Append, ZerosGetScaleZeroAndNotANumberStaysOne) {
 constexpr DType kFloats[] = {DType::kFloat64, DType::kFloat32, DType::kBFloat16, DType::kFloat16};
 constexpr DType kAll[] = {DType::kFloat64, DType::kFloat32, DType::kBFloat16,
                           DType::kFloat16, DType::kInt8,    DType::kFloat8E4M3};
-
-const char* name_of(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat64:
-      return "float64";
-    case DType::kFloat32:
-      return "float32";
-    case DType::kBFloat16:
-      return "bfloat16";
-    case DType::kFloat16:
-      return "float16";
-    case DType::kInt8:
-      return "int8";
-    case DType::kFloat8E4M3:
-      return "float8_e4m3fn";
-    case DType::kBool:
-      return "bool";
-  }
-  return "";
-}
-
-bool is_quantised(DType dtype) { return size_of(dtype) == 1; }
 
 // Of which ones end in ties, overflow or are subnormal depends on the format that they go to.
 std::vector<double> some_values(size_t count) {

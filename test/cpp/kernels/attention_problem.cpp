@@ -7,32 +7,11 @@
 #include <ostream>
 #include <random>
 
+#include "dtypes.h"
 #include "kernels/formats.h"
 
 namespace mqa::kernels {
 namespace {
-
-const char* name_of(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat64:
-      return "float64";
-    case DType::kFloat32:
-      return "float32";
-    case DType::kBFloat16:
-      return "bfloat16";
-    case DType::kFloat16:
-      return "float16";
-    case DType::kInt8:
-      return "int8";
-    case DType::kFloat8E4M3:
-      return "float8";
-    case DType::kBool:
-      return "bool";
-  }
-  return "";
-}
-
-bool is_quantised(DType dtype) { return dtype == DType::kInt8 || dtype == DType::kFloat8E4M3; }
 
 // Normally distributed numbers, drawn from a sample, which is quick.
 class Random {

@@ -13,13 +13,14 @@ namespace {
 int64_t allocations = 0;
 }
 
-void* operator new(size_t bytes) {
+// Not inlined: gcc would see memory of malloc that is deleted, and warn.
+[[gnu::noinline]] void* operator new(size_t bytes) {
   ++allocations;
   if (void* memory = std::malloc(bytes)) return memory;
   throw std::bad_alloc();
 }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 namespace mqa::kernels {
 namespace {

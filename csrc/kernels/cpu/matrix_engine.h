@@ -4,6 +4,10 @@
 // the right one. The weights are transposed in registers to become the left operand of the second
 // product, the values of two keys lie side by side in its right one. Each element of a product is
 // one chain, whatever the number of rows.
+//
+// A line that is written where L1 does not have it costs as much as one from memory and delays those
+// that are on their way from there, so what is written is little and written again soon: weights
+// take the place of scores, and few rows are weighed strip by strip of the values' columns.
 #pragma once
 
 #include "amx.h"
@@ -29,9 +33,9 @@ class MatrixEngine {
     Pieces pieces(scratch);
     key_buffer_ = pieces.take<BFloat16Bits>(kChunkKeys * key_width());
     value_buffer_ = pieces.take<BFloat16Bits>(kChunkKeys * value_width());
-    values_ = pieces.take<uint32_t>(kChunkKeys / 2 * value_width());
+    const int64_t strips = whole_tiles({0, value_width()}, kStripColumns * kGroupRows).end;
+    values_ = pieces.take<uint32_t>(kChunkKeys / 2 * strips);
     scores_ = pieces.take<float>(kGroups * kGroupScores);
-    weights_ = pieces.take<uint32_t>(kGroups * kBlocks * kBlockPairs);
     spare_ = {pieces.take<float>(kGroupRows * value_width()), pieces.take<float>(kGroupRows),
               pieces.take<float>(kGroupRows)};
     end_ = pieces.next();
@@ -56,7 +60,7 @@ class MatrixEngine {
     CacheTiles<BFloat16Bits>(p_, tile_, p_.value, p_.D_v, value_width(), value_buffer_)
         .find(keys_, used, value_tiles_);
     value_scales_ = find_scales(p_, tile_, p_.value, keys_, used, value_scale_buffer_);
-    interleaved_ = 0;
+    interleaved_ = false;
   }
 
   float* scores(int64_t group) { return scores_ + group * kGroupScores; }
@@ -68,11 +72,12 @@ class MatrixEngine {
   void score(const RowGroups& some) {
     for (int64_t t = some.span.begin / kTileKeys; t < some.span.end / kTileKeys; t += 2) {
       some.count == 2 ? score_tiles<2>(some.first, t) : score_tiles<1>(some.first, t);
-      ahead_.fetch(6);
+      ahead_.fetch(8);
     }
   }
 
   void weigh(const RowGroups& some, float scale, const Partial<float>& partial) {
+    const KeyRange blocks{some.span.begin / kSpanKeys, some.span.end / kSpanKeys};
     for (int64_t g = 0; g < some.count; ++g) {
       float* pairs = scores(g);
       softmax<Layout, /*kExact=*/false>(
@@ -81,17 +86,13 @@ class MatrixEngine {
             store_pairs(w, j, value_scales_, pairs + j / 2 * kGroupRows);
             ahead_.fetch(1);
           });
-      for (int64_t b = some.span.begin / kSpanKeys; b < some.span.end / kSpanKeys; ++b) {
-        transpose_block(pairs + b * kBlockPairs, weights(g, b));
-      }
+      for (int64_t b = blocks.begin; b < blocks.end; ++b) transpose_block(weights(g, b));
     }
-    const KeyRange blocks{some.span.begin / kSpanKeys, some.span.end / kSpanKeys};
-    for (int64_t b = blocks.begin / kept_blocks_ * kept_blocks_; b < blocks.end;
-         b += kept_blocks_) {
-      const KeyRange kept{b, b + kept_blocks_};
-      if (interleaved_ <= b) interleave(kept);
-      weigh_blocks(intersect(kept, blocks), some.count, b <= blocks.begin, partial.out);
-    }
+    if (!interleaves_by_strip() && !std::exchange(interleaved_, true)) interleave_all();
+    for_each_strip([&](int64_t column, auto columns) {
+      some.count == 2 ? weigh_strip<2, columns>(blocks, column, partial.out)
+                      : weigh_strip<1, columns>(blocks, column, partial.out);
+    });
   }
 
  private:
@@ -99,54 +100,80 @@ class MatrixEngine {
   static constexpr int64_t kBlockPairs = kSpanKeys / 2 * kGroupRows;  // a tile of pairs
   static constexpr int64_t kBlocks = kChunkKeys / kSpanKeys;
   static constexpr int64_t kTileBytes = 64;  // of a packed tile's row
+  static constexpr int kStripColumns = 2;    // of tiles
+  static constexpr int64_t kStripRows = 512; // 
 
   int64_t key_width() const { return elements<PairProducts>(p_.D) * 2; }
   int64_t value_width() const { return padded(p_.D_v); }
 
   uint32_t* weights(int64_t group, int64_t block) {
-    return weights_ + (group * kBlocks + block) * kBlockPairs;
+    return reinterpret_cast<uint32_t*>(scores(group)) + block * kBlockPairs;
   }
-  // Of 32 keys and 16 columns: [pair of keys][column].
+
+  // Rows that are weighed together need each value once, and find it in L1. Others share what the
+  // first of them interleaved.
+  bool interleaves_by_strip() const { return tile_.rows <= kGroups * kGroupRows; }
+
+  // Of 32 keys and a strip: for each column of tiles [pair of keys][column].
   uint32_t* values(int64_t block, int64_t column) {
-    const int64_t columns = value_width() / kGroupRows;
-    return values_ + (block % kept_blocks_ * columns + column) * kBlockPairs;
+    const int64_t piece =
+        interleaves_by_strip() ? block % 4 : column / kStripColumns * kBlocks + block;
+    return values_ + piece * kStripColumns * kBlockPairs;
   }
 
-  // Blocks outside the keys become zeros.
-  void interleave(KeyRange blocks) {
-    const KeyRange found = tiles_of(keys_);
-    for (int64_t t = 2 * blocks.begin; t < 2 * blocks.end; ++t) {
-      const bool is_found = t >= found.begin && t < found.end;
-      is_found ? interleave(t) : clear_values(t);
-      ahead_.fetch(4);
+  // Calls body(first column, how many, as a constant) for strips of the values' columns of tiles.
+  template <class Body>
+  void for_each_strip(const Body& body) const {
+    const int64_t columns = value_width() / kGroupRows;
+    int64_t c = 0;
+    for (; c + kStripColumns <= columns; c += kStripColumns) {
+      body(c, std::integral_constant<int, kStripColumns>());
     }
-    interleaved_ = blocks.end;
+    if (c < columns) body(c, std::integral_constant<int, 1>());
   }
 
-  void interleave(int64_t t) {
-    const int64_t columns = value_width() / kGroupRows;
-    uint32_t* to = values(t / 2, 0) + t % 2 * (kBlockPairs / 2);
-    for (int64_t s = 0; s < kTileKeys / 2; ++s, to += kGroupRows) {
-      const BFloat16Bits* a = value_tiles_[t].row<BFloat16Bits>(2 * s);
-      const BFloat16Bits* b = value_tiles_[t].row<BFloat16Bits>(2 * s + 1);
-      for (int64_t c = 0; c < columns; ++c) {
-        store(to + c * kBlockPairs, side_by_side(a + c * kGroupRows, b + c * kGroupRows));
+  void interleave_all() {
+    const KeyRange blocks = whole_tiles(tiles_of(keys_), 2);
+    for_each_strip([&](int64_t column, auto columns) {
+      for (int64_t b = blocks.begin / 2; b < blocks.end / 2; ++b) interleave<columns>(b, column);
+    });
+  }
+
+  template <int kColumns>
+  void interleave(int64_t block, int64_t column) {
+    const KeyRange found = tiles_of(keys_);
+    uint32_t* to = values(block, column);
+    for (int64_t t = 2 * block; t < 2 * block + 2; ++t, to += kBlockPairs / 2) {
+      if (t >= found.begin && t < found.end) {
+        interleave_tile<kColumns>(value_tiles_[t], column * kGroupRows, to);
+      } else {
+        for (int c = 0; c < kColumns; ++c) std::fill_n(to + c * kBlockPairs, kBlockPairs / 2, 0);
+      }
+    }
+    ahead_.fetch(kStripRows / value_width());
+  }
+
+  template <int kColumns>
+  static void interleave_tile(const KeyTile& tile, int64_t column, uint32_t* to) {
+    for (int64_t j = 0; j < kTileKeys; j += 2, to += kGroupRows) {
+      const BFloat16Bits *a = tile.row<BFloat16Bits>(j) + column,
+                         *b = tile.row<BFloat16Bits>(j + 1) + column;
+      if constexpr (kColumns == 1) {
+        store(to, side_by_side(a, b));
+      } else {
+        const __m512i first = _mm512_loadu_si512(a), second = _mm512_loadu_si512(b);
+        _mm512_storeu_si512(to, _mm512_unpacklo_epi16(first, second));
+        _mm512_storeu_si512(to + kBlockPairs, _mm512_unpackhi_epi16(first, second));
       }
     }
   }
 
-  void clear_values(int64_t t) {
-    for (int64_t c = 0; c < value_width() / kGroupRows; ++c) {
-      std::fill_n(values(t / 2, c) + t % 2 * (kBlockPairs / 2), kBlockPairs / 2, 0);
-    }
-  }
-
-  // [pair of keys][row] to [row][pair of keys].
-  static void transpose_block(const float* pairs, uint32_t* to) {
-    Vector<float> x[kGroupRows];
+  // [pair of keys][row] to [row][pair of keys], in place.
+  static void transpose_block(uint32_t* pairs) {
+    Vector<uint32_t> x[kGroupRows];
     for (int i = 0; i < kGroupRows; ++i) x[i] = load(pairs + i * kGroupRows);
     transpose(x);
-    for (int i = 0; i < kGroupRows; ++i) store(to + i * kGroupRows, (Vector<uint32_t>)x[i]);
+    for (int i = 0; i < kGroupRows; ++i) store(pairs + i * kGroupRows, x[i]);
   }
 
   // Registers 0 to 3 hold sums, 4 and 5 left operands, 6 and 7 right ones.
@@ -179,59 +206,35 @@ class MatrixEngine {
     }
   }
 
-  void weigh_blocks(KeyRange blocks, int64_t groups, bool is_first, float* out) {
-    const int64_t columns = value_width() / kGroupRows;
-    int64_t c = 0;
-    if (groups == 2) {
-      for (; c + 2 <= columns; c += 2) weigh_tiles<2, 2>(blocks, c, is_first, out);
-      for (; c < columns; ++c) weigh_tiles<2, 1>(blocks, c, is_first, out);
-    } else {
-      for (; c + 4 <= columns; c += 4) weigh_tiles<1, 4>(blocks, c, is_first, out);
-      for (; c < columns; ++c) weigh_tiles<1, 1>(blocks, c, is_first, out);
-    }
-  }
-
-  // Sums start from zero or go on from `out`.
   template <int kCount, int kColumns>
-  void weigh_tiles(KeyRange blocks, int64_t column, bool is_first, float* out) {
-    constexpr bool kTwoGroups = kCount == 2;
-    ahead_.fetch(10);
+  void weigh_strip(KeyRange blocks, int64_t column, float* out) {
     const int64_t width = value_width(), stride = width * sizeof(float);
-    // Register kColumns * group + column.
-    float* to[4] = {};
-    for (int i = 0; i < kCount * kColumns; ++i) {
-      to[i] = out + i / kColumns * kGroupRows * width + (column + i % kColumns) * kGroupRows;
-    }
-    if (is_first) {
-      tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
-    } else {
-      tile_load<0>(to[0], stride);
-      if constexpr (kCount * kColumns > 1) tile_load<1>(to[1], stride);
-      if constexpr (kCount * kColumns > 2) tile_load<2>(to[2], stride), tile_load<3>(to[3], stride);
-    }
+    const bool interleaves = interleaves_by_strip();
+    tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
+    if (interleaves) interleave<kColumns>(blocks.begin, column);
     for (int64_t b = blocks.begin; b < blocks.end; ++b) {
+      // One block before its use: tiles are not loaded from stores that have not yet left.
+      if (interleaves && b + 1 < blocks.end) interleave<kColumns>(b + 1, column);
+      const uint32_t* pairs = values(b, column);
       tile_load<4>(weights(0, b), kTileBytes);
-      tile_load<6>(values(b, column), kTileBytes);
+      tile_load<6>(pairs, kTileBytes);
       tile_multiply_add<0, 4, 6>();
-      if constexpr (kColumns > 1) {
-        tile_load<7>(values(b, column + 1), kTileBytes);
+      if constexpr (kColumns == 2) {
+        tile_load<7>(pairs + kBlockPairs, kTileBytes);
         tile_multiply_add<1, 4, 7>();
       }
-      if constexpr (kTwoGroups) {
+      if constexpr (kCount == 2) {
         tile_load<5>(weights(1, b), kTileBytes);
-        tile_multiply_add<kColumns, 5, 6>();
-        if constexpr (kColumns > 1) tile_multiply_add<3, 5, 7>();
-      }
-      if constexpr (kColumns == 4) {
-        tile_load<6>(values(b, column + 2), kTileBytes);
-        tile_multiply_add<2, 4, 6>();
-        tile_load<7>(values(b, column + 3), kTileBytes);
-        tile_multiply_add<3, 4, 7>();
+        tile_multiply_add<2, 5, 6>();
+        if constexpr (kColumns == 2) tile_multiply_add<3, 5, 7>();
       }
     }
-    tile_store<0>(to[0], stride);
-    if constexpr (kCount * kColumns > 1) tile_store<1>(to[1], stride);
-    if constexpr (kCount * kColumns > 2) tile_store<2>(to[2], stride), tile_store<3>(to[3], stride);
+    float* to = out + column * kGroupRows;
+    float* second = to + kGroupRows * width;
+    tile_store<0>(to, stride);
+    if constexpr (kColumns == 2) tile_store<1>(to + kGroupRows, stride);
+    if constexpr (kCount == 2) tile_store<2>(second, stride);
+    if constexpr (kCount == 2 && kColumns == 2) tile_store<3>(second + kGroupRows, stride);
   }
 
   const AttentionParams& p_;
@@ -240,18 +243,34 @@ class MatrixEngine {
   Ahead ahead_;
   const uint32_t* query_;
   BFloat16Bits *key_buffer_, *value_buffer_;
-  uint32_t *values_, *weights_;
+  uint32_t* values_;
   float* scores_;  // then the weights in pairs of keys, in their place
   Partial<float> spare_;
   uintptr_t end_;
-  // Rows that are weighed together need each value once: two blocks at a time stay in L1. Others
-  // find all of the chunk interleaved by the first.
-  int64_t kept_blocks_ = tile_.rows <= kGroups * kGroupRows ? 2 : kBlocks;
-  int64_t interleaved_ = 0;  // all blocks before it have been
+  bool interleaved_ = false;  // all values of the chunk
   KeyTile key_tiles_[kChunkTiles], value_tiles_[kChunkTiles];
   const float *key_scales_ = nullptr, *value_scales_ = nullptr;
   float key_scale_buffer_[kChunkKeys], value_scale_buffer_[kChunkKeys];
 };
+
+// Undoes the order in which interleaving left the columns: of each strip, the first tile holds
+// every other four.
+void finish_matrices(const AttentionParams& p, const RowTile& tile, const Partial<float>& total) {
+  constexpr int64_t kStrip = 2 * kGroupRows, kRun = 4;
+  const int64_t width = padded(p.D_v);
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    for (int64_t d = 0; d + kStrip <= width; d += kStrip) {
+      float* strip = total.out + r * width + d;
+      float ordered[kStrip];
+      for (int64_t i = 0; i < kGroupRows; i += kRun) {
+        std::copy_n(strip + i, kRun, ordered + 2 * i);
+        std::copy_n(strip + kGroupRows + i, kRun, ordered + 2 * i + kRun);
+      }
+      std::copy_n(ordered, kStrip, strip);
+    }
+  }
+  finish(p, tile, total);
+}
 
 void pack_for_matrices(const AttentionParams& p, const RowTile& tile, void* query) {
   pack_queries<PairProducts>(p, tile, /*few=*/false, query);
@@ -271,7 +290,7 @@ constexpr TileOps<float> kMatrixOps{
     attend_by_matrices,
     clear<float>,
     fold<float>,
-    finish<float>,
+    finish_matrices,
 };
 
 }  // namespace

@@ -72,7 +72,6 @@ class MatrixEngine {
   void score(const RowGroups& some) {
     for (int64_t t = some.span.begin / kTileKeys; t < some.span.end / kTileKeys; t += 2) {
       some.count == 2 ? score_tiles<2>(some.first, t) : score_tiles<1>(some.first, t);
-      ahead_.fetch(8);
     }
   }
 
@@ -84,7 +83,7 @@ class MatrixEngine {
           kGroupRows, some.span, scale, pairs, partial.max + g * kGroupRows,
           partial.sum + g * kGroupRows, [&](int64_t, int64_t j, const Vector<float>* w) {
             store_pairs(w, j, value_scales_, pairs + j / 2 * kGroupRows);
-            ahead_.fetch(1);
+            ahead_.fetch(p_.D / 16);
           });
       for (int64_t b = blocks.begin; b < blocks.end; ++b) transpose_block(weights(g, b));
     }
@@ -101,7 +100,6 @@ class MatrixEngine {
   static constexpr int64_t kBlocks = kChunkKeys / kSpanKeys;
   static constexpr int64_t kTileBytes = 64;  // of a packed tile's row
   static constexpr int kStripColumns = 2;    // of tiles
-  static constexpr int64_t kStripRows = 512; // 
 
   int64_t key_width() const { return elements<PairProducts>(p_.D) * 2; }
   int64_t value_width() const { return padded(p_.D_v); }
@@ -150,12 +148,12 @@ class MatrixEngine {
         for (int c = 0; c < kColumns; ++c) std::fill_n(to + c * kBlockPairs, kBlockPairs / 2, 0);
       }
     }
-    ahead_.fetch(kStripRows / value_width());
   }
 
   template <int kColumns>
-  static void interleave_tile(const KeyTile& tile, int64_t column, uint32_t* to) {
+  void interleave_tile(const KeyTile& tile, int64_t column, uint32_t* to) {
     for (int64_t j = 0; j < kTileKeys; j += 2, to += kGroupRows) {
+      ahead_.fetch(2);
       const BFloat16Bits *a = tile.row<BFloat16Bits>(j) + column,
                          *b = tile.row<BFloat16Bits>(j + 1) + column;
       if constexpr (kColumns == 1) {
@@ -186,6 +184,7 @@ class MatrixEngine {
     if constexpr (kCount == 2) tile_zero<2>(), tile_zero<3>();
     for (int64_t e = 0; e < width; e += kGroupRows) {
       tile_load<6>(query + e * kGroupRows, kTileBytes);
+      ahead_.fetch(16);
       tile_load<4>(a->row<uint32_t>(0) + e, a->stride);
       tile_multiply_add<0, 4, 6>();
       tile_load<5>(b->row<uint32_t>(0) + e, b->stride);

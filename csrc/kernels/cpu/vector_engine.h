@@ -171,7 +171,6 @@ class VectorEngine {
           score_count<kGroups>(some, t, e, end);
         }
       }
-      ahead_.fetch(6);
     }
   }
 
@@ -184,7 +183,7 @@ class VectorEngine {
                                         scale, weights, partial.max + first, partial.sum + first,
                                         [&](int64_t r, int64_t j, const Vector<Acc>* w) {
                                           store_weights(weights, r, j, w);
-                                          ahead_.fetch(kWeightKeys / 4);
+                                          ahead_.fetch(kWeightKeys * p_.D / 32);
                                         });
       weigh_rows(some.seen, weights, rows, partial.out + first * value_width());
     }
@@ -235,6 +234,7 @@ class VectorEngine {
         for (Vector<Acc>& sum : sums[k]) sum = Vector<Acc>{};  // `= {}` would be a memset
       }
       for (int64_t e = e_begin; e < e_end; ++e) {
+        ahead_.fetch(1);
         Vector<Element> q[kCount * kVectors];
         for (int v = 0; v < kCount * kVectors; ++v) {
           q[v] =
@@ -264,6 +264,7 @@ class VectorEngine {
       Vector<Acc> sums[kRows];
       for (Vector<Acc>& sum : sums) sum = Vector<Acc>{};
       for (int64_t e0 = e_begin; e0 < e_end; e0 += kLanes<Acc>) {
+        ahead_.fetch(8);
         Vector<Element> keys[kLanes<Acc>];
         for (int k = 0; k < kLanes<Acc>; ++k) {
           std::memcpy(&keys[k], key_tiles_[t].template row<Stored>(k0 + k) + e0 * kStep,
@@ -327,7 +328,6 @@ class VectorEngine {
     std::fill_n(out, (rows + 3) / 4 * 4 * width, Acc{0});
     for (int64_t s = steps.begin / kBlock * kBlock; s < steps.end; s += kBlock) {
       const KeyRange block = intersect(steps, {s, s + kBlock});
-      ahead_.fetch(24);
       int64_t d = 0;
       for (; d + kColumns <= width; d += kColumns) weigh_block<4>(block, weights, rows, d, out);
       for (; d < width; d += kLanes<Acc>) weigh_block<1>(block, weights, rows, d, out);
@@ -360,6 +360,7 @@ class VectorEngine {
       const char* from =
           reinterpret_cast<const char*>(tile.template row<Element>(s % kTileSteps) + column);
       for (; s < end; ++s, from += tile.stride) {
+        ahead_.fetch(kRows == 1 ? 4 : 1);
         Vector<Element> value[kColumns];
         for (int c = 0; c < kColumns; ++c) {
           std::memcpy(&value[c], from + c * kVectorBytes, kVectorBytes);

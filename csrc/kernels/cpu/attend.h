@@ -7,6 +7,7 @@
 
 #include <utility>
 
+#include "ahead.h"
 #include "cache_tiles.h"
 #include "partial.h"
 
@@ -40,7 +41,7 @@ class Pieces {
 
 // An Engine provides
 //   Acc, Layout (of scores), kGroups (that it takes at once), kSpanKeys (a span's multiple)
-//   Engine(params, tile, keys, ahead, query, scratch)
+//   Engine(params, work, ahead, query, scratch)
 //   find_keys(), find_values(used)     used: null, or a flag for each slot of the chunk
 //   score(groups)                      query . key for the span
 //   scores(group)                      where it has stored them
@@ -52,13 +53,13 @@ class Attend {
   using Acc = typename Engine::Acc;
   using Layout = typename Engine::Layout;
 
-  Attend(const AttentionParams& p, const RowTile& tile, KeyRange keys, KeyRange ahead,
-         const void* query, void* scratch, const Partial<Acc>& partial)
+  Attend(const AttentionParams& p, const Work& work, const Work& ahead, const void* query,
+         void* scratch, const Partial<Acc>& partial)
       : p_(p),
-        tile_(tile),
-        keys_(keys),
-        chunk_(chunk_start(keys)),
-        engine_(p, tile, keys, ahead, query, scratch),
+        tile_(work.tile),
+        keys_(work.keys),
+        chunk_(chunk_start(work.keys)),
+        engine_(p, work, ahead, query, scratch),
         partial_(partial) {}
 
   void run() {
@@ -167,9 +168,9 @@ class Attend {
 };
 
 template <class Engine>
-void attend(const AttentionParams& p, const RowTile& tile, KeyRange keys, KeyRange ahead,
-            const void* query, void* scratch, const Partial<typename Engine::Acc>& partial) {
-  Attend<Engine>(p, tile, keys, ahead, query, scratch, partial).run();
+void attend(const AttentionParams& p, const Work& work, const Work& ahead, const void* query,
+            void* scratch, const Partial<typename Engine::Acc>& partial) {
+  Attend<Engine>(p, work, ahead, query, scratch, partial).run();
   clear_upper_lanes();
 }
 

@@ -13,6 +13,7 @@
 #include <new>
 #include <utility>
 
+#include "ahead.h"
 #include "tile.h"
 
 namespace mqa::kernels::cpu {
@@ -103,24 +104,27 @@ class Items {
     return {head / p_.H_kv, head % p_.H_kv, first_row, std::min(kTileRows, rows_ - first_row)};
   }
 
+  // Numbers of the chunks that hold what the tile sees.
+  KeyRange chunks(const RowTile& tile) const {
+    const KeyRange seen = keys(tile);
+    if (seen.empty()) return {0, 0};
+    return {seen.begin / kChunkKeys, ceil_div(seen.end, kChunkKeys)};
+  }
+
+  Work work(const RowTile& tile, int64_t chunk) const {
+    return {tile, intersect(keys(tile), {chunk * kChunkKeys, (chunk + 1) * kChunkKeys})};
+  }
+
+ private:
   KeyRange keys(const RowTile& tile) const {
     return visible_keys(p_, tile.batch, tile.first_row / group_,
                         (tile.first_row + tile.rows - 1) / group_);
   }
 
- private:
   const AttentionParams& p_;
   int64_t group_, rows_, tiles_, count_;
 };
 
-KeyRange chunks_of(KeyRange keys) {
-  if (keys.empty()) return {0, 0};
-  return {keys.begin / kChunkKeys, ceil_div(keys.end, kChunkKeys)};
-}
-
-KeyRange chunk_keys(KeyRange keys, int64_t chunk) {
-  return intersect(keys, {chunk * kChunkKeys, (chunk + 1) * kChunkKeys});
-}
 
 // One thread takes an item through all its chunks.
 template <class Acc>
@@ -128,15 +132,22 @@ void attend_items(const AttentionParams& p, const Threads& threads, const Items&
   const TileOps<Acc>& ops = tile_ops<Acc>(p);
   threads.parallel_for(items.count(), [&](int64_t begin, int64_t end) {
     const Workspace<Acc> w = Workspace<Acc>::get(p, ops);
+    const auto first_work = [&](int64_t item) {
+      if (item == end) return Work{};
+      return items.work(items[item], items.chunks(items[item]).begin);
+    };
+    Work next = first_work(begin);
+    Ahead(p, next).fetch_all();
     for (int64_t i = begin; i < end; ++i) {
       const RowTile tile = items[i];
-      const KeyRange keys = items.keys(tile), chunks = chunks_of(keys);
-      if (chunks.empty()) ops.clear(p, tile.rows, w.total);
+      const KeyRange chunks = items.chunks(tile);
+      if (chunks.empty()) ops.clear(p, tile.rows, w.total), next = first_work(i + 1);
       ops.pack_queries(p, tile, w.query);
       for (int64_t chunk = chunks.begin; chunk < chunks.end; ++chunk) {
         const bool first = chunk == chunks.begin;  // folding it into nothing would not change a bit
-        ops.attend(p, tile, chunk_keys(keys, chunk), chunk_keys(keys, chunk + 1), w.query,
-                   w.scratch, first ? w.total : w.chunk);
+        const Work work = next;
+        next = chunk + 1 < chunks.end ? items.work(tile, chunk + 1) : first_work(i + 1);
+        ops.attend(p, work, next, w.query, w.scratch, first ? w.total : w.chunk);
         if (!first) ops.fold(p, tile.rows, w.chunk, w.total);
       }
       ops.finish(p, tile, w.total);
@@ -161,21 +172,25 @@ void attend_chunks(const AttentionParams& p, const Threads& threads, const Items
   for (int64_t first = 0; first < max_chunks; first += wave) {
     threads.parallel_for(items.count() * wave, [&](int64_t begin, int64_t end) {
       const Workspace<Acc> w = Workspace<Acc>::get(p, ops);
+      const auto work_at = [&](int64_t i) {  // without keys where an item has fewer chunks
+        if (i == end) return Work{};
+        const RowTile tile = items[i / wave];
+        return items.work(tile, items.chunks(tile).begin + first + i % wave);
+      };
+      Work next = work_at(begin);
+      Ahead(p, next).fetch_all();
       int64_t packed = -1;
       for (int64_t i = begin; i < end; ++i) {
-        const RowTile tile = items[i / wave];
-        const KeyRange keys = items.keys(tile), chunks = chunks_of(keys);
-        const int64_t chunk = chunks.begin + first + i % wave;
-        if (chunk >= chunks.end) continue;
-        if (std::exchange(packed, i / wave) != i / wave) ops.pack_queries(p, tile, w.query);
-        ops.attend(p, tile, chunk_keys(keys, chunk), chunk_keys(keys, chunk + 1), w.query,
-                   w.scratch, partial(i / wave, i % wave));
+        const Work work = std::exchange(next, work_at(i + 1));
+        if (work.keys.empty()) continue;
+        if (std::exchange(packed, i / wave) != i / wave) ops.pack_queries(p, work.tile, w.query);
+        ops.attend(p, work, next, w.query, w.scratch, partial(i / wave, i % wave));
       }
     });
     threads.parallel_for(items.count(), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const RowTile tile = items[i];
-        const KeyRange chunks = chunks_of(items.keys(tile));
+        const KeyRange chunks = items.chunks(tile);
         const int64_t done = std::min(wave, chunks.end - chunks.begin - first);
         for (int64_t c = 0; c < done; ++c) ops.fold(p, tile.rows, partial(i, c), partial(i, wave));
       }
@@ -190,7 +205,7 @@ void run(const AttentionParams& p, const Threads& threads) {
   if (threads.count > 1 && items.count() < kItemsPerThread * threads.count) {
     int64_t max_chunks = 0;
     for (int64_t i = 0; i < items.count(); ++i) {
-      const KeyRange chunks = chunks_of(items.keys(items[i]));
+      const KeyRange chunks = items.chunks(items[i]);
       max_chunks = std::max(max_chunks, chunks.end - chunks.begin);
     }
     if (max_chunks > 1) return attend_chunks<Acc>(p, threads, items, max_chunks);

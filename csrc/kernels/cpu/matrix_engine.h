@@ -23,12 +23,12 @@ class MatrixEngine {
   static constexpr int64_t kGroups = 2;
   static constexpr int64_t kSpanKeys = 32;  // that one product sums over
 
-  MatrixEngine(const AttentionParams& p, const RowTile& tile, KeyRange keys, KeyRange ahead,
-               const void* query, void* scratch)
+  MatrixEngine(const AttentionParams& p, const Work& work, const Work& ahead, const void* query,
+               void* scratch)
       : p_(p),
-        tile_(tile),
-        keys_(keys),
-        ahead_(p, tile, ahead),
+        tile_(work.tile),
+        keys_(work.keys),
+        ahead_(p, ahead),
         query_(static_cast<const uint32_t*>(query)) {
     Pieces pieces(scratch);
     key_buffer_ = pieces.take<BFloat16Bits>(kChunkKeys * key_width());
@@ -42,8 +42,8 @@ class MatrixEngine {
   }
 
   static int64_t scratch_size(const AttentionParams& p) {
-    const RowTile none{};
-    return MatrixEngine(p, none, {}, {}, nullptr, nullptr).end_;  // of pieces that begin at 0
+    const Work none{};
+    return MatrixEngine(p, none, none, nullptr, nullptr).end_;  // of pieces that begin at 0
   }
 
   void find_keys() {
@@ -275,11 +275,10 @@ void pack_for_matrices(const AttentionParams& p, const RowTile& tile, void* quer
   pack_queries<PairProducts>(p, tile, /*few=*/false, query);
 }
 
-void attend_by_matrices(const AttentionParams& p, const RowTile& tile, KeyRange keys,
-                        KeyRange ahead, const void* query, void* scratch,
-                        const Partial<float>& partial) {
+void attend_by_matrices(const AttentionParams& p, const Work& work, const Work& ahead,
+                        const void* query, void* scratch, const Partial<float>& partial) {
   const TileRegisters registers;
-  attend<MatrixEngine>(p, tile, keys, ahead, query, scratch, partial);
+  attend<MatrixEngine>(p, work, ahead, query, scratch, partial);
 }
 
 constexpr TileOps<float> kMatrixOps{

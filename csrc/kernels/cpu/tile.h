@@ -21,6 +21,12 @@ struct RowTile {
   int64_t batch, kv_head, first_row, rows;
 };
 
+// A tile of rows and the keys, of one chunk, that it is to attend over.
+struct Work {
+  RowTile tile;
+  KeyRange keys;
+};
+
 // Unnormalised result of some rows over some keys, the scores s in units of ln 2:
 // out = sum_j 2^(s_j - max) value_j, sum = sum_j 2^(s_j - max).
 template <class Acc>
@@ -38,10 +44,10 @@ struct TileOps {
 
   void (*pack_queries)(const AttentionParams&, const RowTile&, void* query);
 
-  // Attends over `keys`, which lie in one chunk and each of which some row of the tile sees, and
-  // overwrites `partial`. The keys `ahead` are fetched into the cache for the next call.
-  void (*attend)(const AttentionParams&, const RowTile&, KeyRange keys, KeyRange ahead,
-                 const void* query, void* scratch, const Partial<Acc>& partial);
+  // Overwrites `partial`; each key is seen by some row. What `ahead` reads is fetched into the
+  // cache for the next call.
+  void (*attend)(const AttentionParams&, const Work&, const Work& ahead, const void* query,
+                 void* scratch, const Partial<Acc>& partial);
 
   // Makes it the result of rows that have seen no key.
   void (*clear)(const AttentionParams&, int64_t rows, const Partial<Acc>& partial);

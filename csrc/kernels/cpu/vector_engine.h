@@ -115,12 +115,12 @@ class VectorEngine {
   static constexpr int64_t kGroups = kVectorRegisters == 32 ? 4 : 1;
   static constexpr int64_t kSpanKeys = kTileKeys;
 
-  VectorEngine(const AttentionParams& p, const RowTile& tile, KeyRange keys, KeyRange ahead,
-               const void* query, void* scratch)
+  VectorEngine(const AttentionParams& p, const Work& work, const Work& ahead, const void* query,
+               void* scratch)
       : p_(p),
-        tile_(tile),
-        keys_(keys),
-        ahead_(p, tile, ahead),
+        tile_(work.tile),
+        keys_(work.keys),
+        ahead_(p, ahead),
         query_(static_cast<const Element*>(query)) {
     Pieces pieces(scratch);
     key_buffer_ = pieces.take<Stored>(kChunkKeys * key_width());
@@ -133,8 +133,8 @@ class VectorEngine {
   }
 
   static int64_t scratch_size(const AttentionParams& p) {
-    const RowTile none{};
-    return VectorEngine(p, none, {}, {}, nullptr, nullptr).end_;  // of pieces that begin at 0
+    const Work none{};
+    return VectorEngine(p, none, none, nullptr, nullptr).end_;  // of pieces that begin at 0
   }
 
   void find_keys() {
@@ -401,13 +401,13 @@ void pack_for_vectors(const AttentionParams& p, const RowTile& tile, void* query
 
 // Few rows or many, by the tile.
 template <class Products>
-void attend_by_vectors(const AttentionParams& p, const RowTile& tile, KeyRange keys, KeyRange ahead,
+void attend_by_vectors(const AttentionParams& p, const Work& work, const Work& ahead,
                        const void* query, void* scratch,
                        const Partial<typename Products::Acc>& partial) {
-  if (few(tile)) {
-    attend<VectorEngine<Products, KeysInLanes>>(p, tile, keys, ahead, query, scratch, partial);
+  if (few(work.tile)) {
+    attend<VectorEngine<Products, KeysInLanes>>(p, work, ahead, query, scratch, partial);
   } else {
-    attend<VectorEngine<Products, RowsInLanes>>(p, tile, keys, ahead, query, scratch, partial);
+    attend<VectorEngine<Products, RowsInLanes>>(p, work, ahead, query, scratch, partial);
   }
 }
 

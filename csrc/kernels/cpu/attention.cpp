@@ -19,8 +19,11 @@
 namespace mqa::kernels::cpu {
 namespace {
 
-// Fewer items than this per thread are split over keys; twice as many chunk results are held.
+// Fewer items than this per thread are split over keys.
 constexpr int64_t kItemsPerThread = 4;
+
+// Of chunk results that are held at a time, and the least number of chunks for each thread.
+constexpr int64_t kWaveBytes = 4 << 20, kWaveChunks = 8;
 
 // Below this many multiplications waking other threads costs more than it gains.
 constexpr double kSerialWork = 1 << 17;
@@ -53,16 +56,21 @@ class Buffer {
   int64_t capacity_ = 0;
 };
 
+// Rows of a call's largest tile; engines take them sixteen at a time.
+int64_t tile_rows(const AttentionParams& p) {
+  return padded(std::min(kTileRows, p.H_q / p.H_kv * p.T));
+}
+
 template <class Acc>
 int64_t partial_size(const AttentionParams& p) {
-  return kTileRows * (padded(p.D_v) + 2) * sizeof(Acc);
+  return Buffer::cache_lines(tile_rows(p) * (padded(p.D_v) + 2) * sizeof(Acc));
 }
 
 template <class Acc>
 Partial<Acc> partial_at(const AttentionParams& p, char* memory) {
   Acc* out = reinterpret_cast<Acc*>(memory);
-  Acc* max = out + kTileRows * padded(p.D_v);
-  return {out, max, max + kTileRows};
+  Acc* max = out + tile_rows(p) * padded(p.D_v);
+  return {out, max, max + tile_rows(p)};
 }
 
 // What one thread needs to attend a tile to a chunk.
@@ -160,8 +168,9 @@ template <class Acc>
 void attend_chunks(const AttentionParams& p, const Threads& threads, const Items& items,
                    int64_t max_chunks) {
   const TileOps<Acc>& ops = tile_ops<Acc>(p);
-  const int64_t wave =
-      std::min(max_chunks, ceil_div(2 * kItemsPerThread * threads.count, items.count()));
+  const int64_t held =
+      std::max(kWaveBytes / partial_size<Acc>(p), kWaveChunks * threads.count);
+  const int64_t wave = std::min(max_chunks, ceil_div(held, items.count()));
   thread_local Buffer buffer;
   char* partials = buffer.reserve(items.count() * (wave + 1) * partial_size<Acc>(p));
   const auto partial = [&](int64_t item, int64_t index) {  // index `wave`: the item's total

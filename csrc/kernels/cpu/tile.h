@@ -31,9 +31,9 @@ struct Work {
 // out = sum_j 2^(s_j - max) value_j, sum = sum_j 2^(s_j - max).
 template <class Acc>
 struct Partial {
-  Acc* out;  // [kTileRows, padded(D_v)]
-  Acc* max;  // [kTileRows]
-  Acc* sum;  // [kTileRows]
+  Acc* out;  // [rows in whole groups of 16, padded(D_v)]
+  Acc* max;  // [rows]
+  Acc* sum;  // [rows]
 };
 
 template <class Acc>

@@ -22,6 +22,9 @@ namespace {
 // Fewer items than this per thread are split over keys.
 constexpr int64_t kItemsPerThread = 4;
 
+// Heads that one thread takes through their chunks together.
+constexpr int64_t kTogether = 8;
+
 // Of chunk results that are held at a time, and the least number of chunks for each thread.
 constexpr int64_t kWaveBytes = 4 << 20, kWaveChunks = 8;
 
@@ -73,22 +76,33 @@ Partial<Acc> partial_at(const AttentionParams& p, char* memory) {
   return {out, max, max + tile_rows(p)};
 }
 
-// What one thread needs to attend a tile to a chunk.
+// What one thread needs to attend some tiles to a chunk, one after the other.
 template <class Acc>
-struct Workspace {
-  char *query, *scratch;
-  Partial<Acc> chunk, total;
-
-  static Workspace get(const AttentionParams& p, const TileOps<Acc>& ops) {
+class Workspace {
+ public:
+  Workspace(const AttentionParams& p, const TileOps<Acc>& ops, int64_t tiles)
+      : p_(p),
+        query_size_(Buffer::cache_lines(ops.query_size(p))),
+        total_size_(partial_size<Acc>(p)) {
     thread_local Buffer buffer;
-    const int64_t query_size = Buffer::cache_lines(ops.query_size(p));
     const int64_t scratch_size = Buffer::cache_lines(ops.scratch_size(p));
-    char* query = buffer.reserve(query_size + scratch_size + 2 * partial_size<Acc>(p));
-    char* scratch = query + query_size;
-    char* partials = scratch + scratch_size;
-    return {query, scratch, partial_at<Acc>(p, partials),
-            partial_at<Acc>(p, partials + partial_size<Acc>(p))};
+    queries_ = buffer.reserve(tiles * (query_size_ + total_size_) + scratch_size + total_size_);
+    totals_ = queries_ + tiles * query_size_;
+    chunk_ = totals_ + tiles * total_size_;
+    scratch_ = chunk_ + total_size_;
   }
+
+  char* query(int64_t tile = 0) const { return queries_ + tile * query_size_; }
+  Partial<Acc> total(int64_t tile) const {
+    return partial_at<Acc>(p_, totals_ + tile * total_size_);
+  }
+  Partial<Acc> chunk() const { return partial_at<Acc>(p_, chunk_); }
+  char* scratch() const { return scratch_; }
+
+ private:
+  const AttentionParams& p_;
+  int64_t query_size_, total_size_;
+  char *queries_, *totals_, *chunk_, *scratch_;
 };
 
 // The work items of a call, and the chunks of each.
@@ -110,6 +124,14 @@ class Items {
     const int64_t tile = i % 2 ? tiles_ - 1 - i / 2 : i / 2;
     const int64_t first_row = tile * kTileRows;
     return {head / p_.H_kv, head % p_.H_kv, first_row, std::min(kTileRows, rows_ - first_row)};
+  }
+
+  // How many of the items from `item` on, before `end`, go through their chunks together: heads whose
+  // slots lie side by side. One after the other would come by the same pages of memory each time.
+  int64_t together(int64_t item, int64_t end) const {
+    const bool side_by_side = p_.key.head_stride < p_.key.slot_stride && tiles_ == 1;
+    const int64_t batch_end = (item / p_.H_kv + 1) * p_.H_kv;
+    return side_by_side ? std::min({kTogether, end - item, batch_end - item}) : 1;
   }
 
   // Numbers of the chunks that hold what the tile sees.
@@ -134,31 +156,38 @@ class Items {
 };
 
 
-// One thread takes an item through all its chunks.
+// One thread takes an item, or some heads', through all chunks.
 template <class Acc>
 void attend_items(const AttentionParams& p, const Threads& threads, const Items& items) {
   const TileOps<Acc>& ops = tile_ops<Acc>(p);
   threads.parallel_for(items.count(), [&](int64_t begin, int64_t end) {
-    const Workspace<Acc> w = Workspace<Acc>::get(p, ops);
+    const Workspace<Acc> w(p, ops, kTogether);
     const auto first_work = [&](int64_t item) {
       if (item == end) return Work{};
       return items.work(items[item], items.chunks(items[item]).begin);
     };
     Work next = first_work(begin);
     Ahead(p, next).fetch_all();
-    for (int64_t i = begin; i < end; ++i) {
-      const RowTile tile = items[i];
-      const KeyRange chunks = items.chunks(tile);
-      if (chunks.empty()) ops.clear(p, tile.rows, w.total), next = first_work(i + 1);
-      ops.pack_queries(p, tile, w.query);
+    for (int64_t i = begin, count; i < end; i += count) {
+      count = items.together(i, end);
+      const KeyRange chunks = items.chunks(items[i]);
+      if (chunks.empty()) next = first_work(i + count);
+      for (int64_t k = 0; k < count; ++k) {
+        if (chunks.empty()) ops.clear(p, items[i + k].rows, w.total(k));
+        ops.pack_queries(p, items[i + k], w.query(k));
+      }
       for (int64_t chunk = chunks.begin; chunk < chunks.end; ++chunk) {
         const bool first = chunk == chunks.begin;  // folding it into nothing would not change a bit
-        const Work work = next;
-        next = chunk + 1 < chunks.end ? items.work(tile, chunk + 1) : first_work(i + 1);
-        ops.attend(p, work, next, w.query, w.scratch, first ? w.total : w.chunk);
-        if (!first) ops.fold(p, tile.rows, w.chunk, w.total);
+        for (int64_t k = 0; k < count; ++k) {
+          const Work work = next;
+          next = k + 1 < count             ? items.work(items[i + k + 1], chunk)
+                 : chunk + 1 < chunks.end ? items.work(items[i], chunk + 1)
+                                          : first_work(i + count);
+          ops.attend(p, work, next, w.query(k), w.scratch(), first ? w.total(k) : w.chunk());
+          if (!first) ops.fold(p, work.tile.rows, w.chunk(), w.total(k));
+        }
       }
-      ops.finish(p, tile, w.total);
+      for (int64_t k = 0; k < count; ++k) ops.finish(p, items[i + k], w.total(k));
     }
   });
 }
@@ -180,7 +209,7 @@ void attend_chunks(const AttentionParams& p, const Threads& threads, const Items
 
   for (int64_t first = 0; first < max_chunks; first += wave) {
     threads.parallel_for(items.count() * wave, [&](int64_t begin, int64_t end) {
-      const Workspace<Acc> w = Workspace<Acc>::get(p, ops);
+      const Workspace<Acc> w(p, ops, 1);
       const auto work_at = [&](int64_t i) {  // without keys where an item has fewer chunks
         if (i == end) return Work{};
         const RowTile tile = items[i / wave];
@@ -192,8 +221,8 @@ void attend_chunks(const AttentionParams& p, const Threads& threads, const Items
       for (int64_t i = begin; i < end; ++i) {
         const Work work = std::exchange(next, work_at(i + 1));
         if (work.keys.empty()) continue;
-        if (std::exchange(packed, i / wave) != i / wave) ops.pack_queries(p, work.tile, w.query);
-        ops.attend(p, work, next, w.query, w.scratch, partial(i / wave, i % wave));
+        if (std::exchange(packed, i / wave) != i / wave) ops.pack_queries(p, work.tile, w.query());
+        ops.attend(p, work, next, w.query(), w.scratch(), partial(i / wave, i % wave));
       }
     });
     threads.parallel_for(items.count(), [&](int64_t begin, int64_t end) {

@@ -7,8 +7,9 @@
 namespace mqa::kernels::cpu {
 namespace {
 
-// Fetches the keys and values of the next piece of work into L2, a few lines at a time between pieces of
-// work on this one: memory is never idle, and work need not wait for a place in the queue to it.
+// Fetches the keys and values of the next piece of work into L2, a few lines at a time between
+// pieces of work on this one: memory is never idle, and work need not wait for a place in the queue
+// to it.
 class Ahead {
  public:
   Ahead(const AttentionParams& p, const Work& work)

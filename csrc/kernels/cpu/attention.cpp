@@ -126,8 +126,9 @@ class Items {
     return {head / p_.H_kv, head % p_.H_kv, first_row, std::min(kTileRows, rows_ - first_row)};
   }
 
-  // How many of the items from `item` on, before `end`, go through their chunks together: heads whose
-  // slots lie side by side. One after the other would come by the same pages of memory each time.
+  // How many of the items from `item` on, before `end`, go through their chunks together: heads
+  // whose slots lie side by side. One after the other would come by the same pages of memory each
+  // time.
   int64_t together(int64_t item, int64_t end) const {
     const bool side_by_side = p_.key.head_stride < p_.key.slot_stride && tiles_ == 1;
     const int64_t batch_end = (item / p_.H_kv + 1) * p_.H_kv;
@@ -155,7 +156,6 @@ class Items {
   int64_t group_, rows_, tiles_, count_;
 };
 
-
 // One thread takes an item, or some heads', through all chunks.
 template <class Acc>
 void attend_items(const AttentionParams& p, const Threads& threads, const Items& items) {
@@ -180,7 +180,7 @@ void attend_items(const AttentionParams& p, const Threads& threads, const Items&
         const bool first = chunk == chunks.begin;  // folding it into nothing would not change a bit
         for (int64_t k = 0; k < count; ++k) {
           const Work work = next;
-          next = k + 1 < count             ? items.work(items[i + k + 1], chunk)
+          next = k + 1 < count            ? items.work(items[i + k + 1], chunk)
                  : chunk + 1 < chunks.end ? items.work(items[i], chunk + 1)
                                           : first_work(i + count);
           ops.attend(p, work, next, w.query(k), w.scratch(), first ? w.total(k) : w.chunk());
@@ -197,8 +197,7 @@ template <class Acc>
 void attend_chunks(const AttentionParams& p, const Threads& threads, const Items& items,
                    int64_t max_chunks) {
   const TileOps<Acc>& ops = tile_ops<Acc>(p);
-  const int64_t held =
-      std::max(kWaveBytes / partial_size<Acc>(p), kWaveChunks * threads.count);
+  const int64_t held = std::max(kWaveBytes / partial_size<Acc>(p), kWaveChunks * threads.count);
   const int64_t wave = std::min(max_chunks, ceil_div(held, items.count()));
   thread_local Buffer buffer;
   char* partials = buffer.reserve(items.count() * (wave + 1) * partial_size<Acc>(p));

@@ -5,9 +5,9 @@
 // product, the values of two keys lie side by side in its right one. Each element of a product is
 // one chain, whatever the number of rows.
 //
-// A line that is written where L1 does not have it costs as much as one from memory and delays those
-// that are on their way from there, so what is written is little and written again soon: weights
-// take the place of scores, and few rows are weighed strip by strip of the values' columns.
+// A line that is written where L1 does not have it costs as much as one from memory and delays
+// those that are on their way from there, so what is written is little and written again soon:
+// weights take the place of scores, and few rows are weighed strip by strip of the values' columns.
 #pragma once
 
 #include "amx.h"

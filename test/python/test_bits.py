@@ -89,6 +89,19 @@ def test_strides(case: Case, data: st.DataObject) -> None:
     assert_same(case.but(**strided), mqa.attention_lse(**case))
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_many_heads_side_by_side(dtype: torch.dtype) -> None:
+    """They go through their chunks together, those of contiguous caches one after the other."""
+    case = build(B=2, H_kv=19, G=2, T=3, S=600, D=32, dtype=dtype).but(
+        is_causal=True, seq_lens=torch.tensor([600, 300])
+    )
+    strided = {name: restrided(case[name], "transposed") for name in ("key", "value")}
+    expected = mqa.attention_lse(**case)
+    for count in (1, 3):
+        with threads(count):
+            assert_same(case.but(**strided), expected)
+
+
 @given(dense_cases(), st.integers(1, 7), st.sampled_from([None, 4]))
 def test_token_by_token_or_in_chunks_or_at_once(
     case: Case, chunk: int, page_size: int | None

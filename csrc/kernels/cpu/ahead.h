@@ -9,7 +9,8 @@ namespace {
 
 // Fetches the keys and values of the next piece of work into L2, a few lines at a time between
 // pieces of work on this one: memory is never idle, and work need not wait for a place in the queue
-// to it.
+// to it. The engines' numbers of lines together reach the end of a chunk in a decode step, for
+// every shape.
 class Ahead {
  public:
   Ahead(const AttentionParams& p, const Work& work)

@@ -161,7 +161,7 @@ template <class Acc>
 void attend_items(const AttentionParams& p, const Threads& threads, const Items& items) {
   const TileOps<Acc>& ops = tile_ops<Acc>(p);
   threads.parallel_for(items.count(), [&](int64_t begin, int64_t end) {
-    const Workspace<Acc> w(p, ops, kTogether);
+    const Workspace<Acc> w(p, ops, items.together(0, items.count()));
     const auto first_work = [&](int64_t item) {
       if (item == end) return Work{};
       return items.work(items[item], items.chunks(items[item]).begin);

@@ -227,6 +227,17 @@ def test_pauses_take_budget_but_are_not_timed() -> None:
     assert timed["a"].count == pytest.approx(4 * timed["b"].count, abs=3)
 
 
+def test_rehearsals_take_budget_but_are_not_timed() -> None:
+    clock = Clock()
+    durations = iter([5.0, 1.0] * 4)
+
+    def function(_: int) -> None:
+        clock.now += next(durations)
+
+    timed = interleave({"a": function}, budget=24, rehearse=True, clock=clock)
+    assert timed["a"] == Samples(1.0, 1.0, 1.0, 4)
+
+
 def test_median_minimum_and_maximum() -> None:
     clock = Clock()
     durations = iter([6.0, 1.0, 3.0])

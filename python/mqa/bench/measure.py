@@ -119,7 +119,7 @@ def measure_case(case: Case, floor: Floor, reader: Reader, options: Options) -> 
     if case.is_cold:
         turns[READ], piece = reader.prepare(case.cache_bytes)
     others = Others()
-    seconds = interleave(turns, options.budget, pauses=pauses)
+    seconds = interleave(turns, options.budget, pauses=pauses, rehearse=not case.is_cold)
     other_cores = others.cores()
     if case.is_cold:
         read_bandwidth = piece / seconds.pop(READ).median

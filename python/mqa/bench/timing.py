@@ -26,6 +26,7 @@ def interleave(
     budget: float,
     *,
     pauses: Mapping[str, float] | None = None,
+    rehearse: bool = False,
     clock: Callable[[], float] = time.perf_counter,
     sleep: Callable[[float], object] = time.sleep,
 ) -> dict[str, Samples]:
@@ -40,6 +41,8 @@ def interleave(
             that read one of several caches in turn find the one that was not read for longest.
         budget: Seconds for all functions together.
         pauses: Seconds to sleep before a call, by name; they use up budget, but are not timed.
+        rehearse: Call each function once more before it is timed, which leaves in the processor's
+            caches what it reads rather than what the one before it did. Takes budget.
         clock: Gives the time in seconds.
         sleep: Waits for a number of seconds.
     """
@@ -57,14 +60,17 @@ def interleave(
             return {name: _summary(samples) for name, samples in seconds.items()}
         for name in waiting:
             pause = pauses.get(name, 0.0) if pauses else 0.0
+            turn = clock()
             if pause:
                 sleep(pause)
+            if rehearse:
+                functions[name](call)
             start = clock()
             functions[name](call)
-            duration = clock() - start
+            end = clock()
             call += 1
-            seconds[name].append(duration)
-            spent[name] += pause + duration
+            seconds[name].append(end - start)
+            spent[name] += end - turn
 
 
 def _takes_turn(count: int, spent: float, elapsed: float, budget: float, functions: int) -> bool:

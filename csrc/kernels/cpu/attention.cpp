@@ -66,7 +66,7 @@ int64_t tile_rows(const AttentionParams& p) {
 
 template <class Acc>
 int64_t partial_size(const AttentionParams& p) {
-  return Buffer::cache_lines(tile_rows(p) * (padded(p.D_v) + 2) * sizeof(Acc));
+  return tile_rows(p) * (padded(p.D_v) + 2) * sizeof(Acc);  // whole cache lines
 }
 
 template <class Acc>
@@ -81,12 +81,10 @@ template <class Acc>
 class Workspace {
  public:
   Workspace(const AttentionParams& p, const TileOps<Acc>& ops, int64_t tiles)
-      : p_(p),
-        query_size_(Buffer::cache_lines(ops.query_size(p))),
-        total_size_(partial_size<Acc>(p)) {
+      : p_(p), query_size_(ops.query_size(p)), total_size_(partial_size<Acc>(p)) {
     thread_local Buffer buffer;
-    const int64_t scratch_size = Buffer::cache_lines(ops.scratch_size(p));
-    queries_ = buffer.reserve(tiles * (query_size_ + total_size_) + scratch_size + total_size_);
+    queries_ =
+        buffer.reserve(tiles * (query_size_ + total_size_) + total_size_ + ops.scratch_size(p));
     totals_ = queries_ + tiles * query_size_;
     chunk_ = totals_ + tiles * total_size_;
     scratch_ = chunk_ + total_size_;

@@ -5,9 +5,9 @@
 // product, the values of two keys lie side by side in its right one. Each element of a product is
 // one chain, whatever the number of rows.
 //
-// A line that is written where L1 does not have it costs as much as one from memory and delays
-// those that are on their way from there, so what is written is little and written again soon:
-// weights take the place of scores, and few rows are weighed strip by strip of the values' columns.
+// Stores that miss L1 do not overlap with lines on their way from memory, so what is written is
+// little and written again soon: weights take the place of scores, and few rows are weighed strip
+// by strip of the values' columns.
 #pragma once
 
 #include "amx.h"
@@ -22,6 +22,7 @@ class MatrixEngine {
   using Layout = RowsInLanes;
   static constexpr int64_t kGroups = 2;
   static constexpr int64_t kSpanKeys = 32;  // that one product sums over
+  static constexpr int kStripColumns = 2;   // of tiles, whose values are interleaved together
 
   MatrixEngine(const AttentionParams& p, const Work& work, const Work& ahead, const void* query,
                void* scratch)
@@ -99,7 +100,7 @@ class MatrixEngine {
   static constexpr int64_t kBlockPairs = kSpanKeys / 2 * kGroupRows;  // a tile of pairs
   static constexpr int64_t kBlocks = kChunkKeys / kSpanKeys;
   static constexpr int64_t kTileBytes = 64;  // of a packed tile's row
-  static constexpr int kStripColumns = 2;    // of tiles
+  static constexpr int64_t kKeptStrips = 4;  // of 32 keys, written in turn
 
   int64_t key_width() const { return elements<PairProducts>(p_.D) * 2; }
   int64_t value_width() const { return padded(p_.D_v); }
@@ -115,7 +116,7 @@ class MatrixEngine {
   // Of 32 keys and a strip: for each column of tiles [pair of keys][column].
   uint32_t* values(int64_t block, int64_t column) {
     const int64_t piece =
-        interleaves_by_strip() ? block % 4 : column / kStripColumns * kBlocks + block;
+        interleaves_by_strip() ? block % kKeptStrips : column / kStripColumns * kBlocks + block;
     return values_ + piece * kStripColumns * kBlockPairs;
   }
 
@@ -255,7 +256,7 @@ class MatrixEngine {
 // Undoes the order in which interleaving left the columns: of each strip, the first tile holds
 // every other four.
 void finish_matrices(const AttentionParams& p, const RowTile& tile, const Partial<float>& total) {
-  constexpr int64_t kStrip = 2 * kGroupRows, kRun = 4;
+  constexpr int64_t kStrip = MatrixEngine::kStripColumns * kGroupRows, kRun = 4;
   const int64_t width = padded(p.D_v);
   for (int64_t r = 0; r < tile.rows; ++r) {
     for (int64_t d = 0; d + kStrip <= width; d += kStrip) {

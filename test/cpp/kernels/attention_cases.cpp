@@ -2,28 +2,10 @@
 
 #include <cmath>
 
+#include "dtypes.h"
+
 namespace mqa::kernels {
 namespace {
-
-const char* short_name(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat64:
-      return "f64";
-    case DType::kFloat32:
-      return "f32";
-    case DType::kBFloat16:
-      return "bf16";
-    case DType::kFloat16:
-      return "f16";
-    case DType::kInt8:
-      return "int8";
-    case DType::kFloat8E4M3:
-      return "fp8";
-    case DType::kBool:
-      return "bool";
-  }
-  return "";
-}
 
 struct Rows {
   int64_t G, T;
@@ -49,8 +31,8 @@ void AttentionTest::SetUp() {
 
 std::string name_of_test(const testing::TestParamInfo<AttentionTest::ParamType>& test) {
   const auto [isa, format] = test.param;
-  std::string name = std::string(cpu::isa_name(isa)) + "_" + short_name(format.query);
-  if (format.cache != format.query) name += std::string("_") + short_name(format.cache);
+  std::string name = std::string(cpu::isa_name(isa)) + "_" + name_of(format.query);
+  if (format.cache != format.query) name += std::string("_") + name_of(format.cache);
   return name;
 }
 

@@ -25,8 +25,8 @@ TESTS = [
     "Allocations.*",
     "Generic/*",
     "*Attention.EqualsTheFormulaForAnyCall/generic_*",
-    "*Attention.EqualsTheFormulaForLargeSizes/generic_f32",
-    "*AttentionBits.*/generic_f32",
+    "*Attention.EqualsTheFormulaForLargeSizes/generic_float32",
+    "*AttentionBits.*/generic_float32",
 ]
 
 

@@ -5,6 +5,8 @@
 
 #include <cmath>
 
+#include "tensor_params.h"
+
 namespace mqa {
 namespace {
 
@@ -290,6 +292,10 @@ void check_kv_append(const Tensor& key_cache, const Tensor& value_cache, const T
   check.scale("value_scale", o.value_scale, value_cache_, paged);
 }
 
+namespace {
+
+Tensor in_host_memory(const Tensor& t) { return t.is_cpu() ? t : t.cpu(); }
+
 void check_seq_lens(const char* op, const Tensor& seq_lens, int64_t slots) {
   const int64_t* lens = seq_lens.const_data_ptr<int64_t>();
   for (int64_t b = 0; b < seq_lens.numel(); ++b) {
@@ -331,6 +337,54 @@ void check_head_scale(const char* name, const Tensor& scale) {
   for (int64_t h = 0; h < scales.size(0); ++h) {
     TORCH_CHECK_VALUE(std::isfinite(scales[h]) && scales[h] > 0, "mqa::kv_append: expected ", name,
                       "[", h, "] > 0 and finite, got ", scales[h]);
+  }
+}
+
+// Scales per head are read, scales per token are written.
+bool is_per_head(const Tensor& scale) { return scale.dim() == 1; }
+
+}  // namespace
+
+void check_append_memory(const Tensor& key_cache, const Tensor& value_cache,
+                         const AppendOptions& o) {
+  check_writable("key_cache", key_cache, /*contiguous_rows=*/true);
+  check_writable("value_cache", value_cache, /*contiguous_rows=*/true);
+  for (const auto& [name, scale] :
+       {std::pair<const char*, const OptionalTensor&>{"key_scale", o.key_scale},
+        {"value_scale", o.value_scale}}) {
+    if (scale && !is_per_head(*scale)) check_writable(name, *scale, /*contiguous_rows=*/false);
+  }
+}
+
+void check_attention_contents(const char* op, const Tensor& key, const Tensor& seq_lens,
+                              const OptionalTensor& block_table) {
+  const int64_t slots = cache_slots(key, block_table);
+  const Tensor lens = seq_lens.defined() ? in_host_memory(seq_lens) : seq_lens;
+  if (lens.defined()) check_seq_lens(op, lens, slots);
+  if (!block_table) return;
+  const Tensor table = in_host_memory(*block_table);
+  for (int64_t b = 0; b < table.size(0); ++b) {
+    const int64_t used = lens.defined() ? lens.const_data_ptr<int64_t>()[b] : slots;
+    check_pages(op, table, b, 0, used, key.size(2), key.size(0));
+  }
+}
+
+void check_append_contents(const Tensor& key_cache, const Tensor& key, const Tensor& positions,
+                           const AppendOptions& o) {
+  const Tensor first = in_host_memory(positions);
+  const int64_t T = key.size(2);
+  check_positions(first, T, cache_slots(key_cache, o.block_table));
+  if (o.block_table) {
+    const Tensor table = in_host_memory(*o.block_table);
+    for (int64_t b = 0; b < table.size(0); ++b) {
+      const int64_t begin = first.const_data_ptr<int64_t>()[b];
+      check_pages("kv_append", table, b, begin, begin + T, key_cache.size(2), key_cache.size(0));
+    }
+  }
+  for (const auto& [name, scale] :
+       {std::pair<const char*, const OptionalTensor&>{"key_scale", o.key_scale},
+        {"value_scale", o.value_scale}}) {
+    if (scale && is_per_head(*scale)) check_head_scale(name, in_host_memory(*scale));
   }
 }
 

@@ -36,7 +36,8 @@ kernels::Cache cache_params(const Tensor& t, const OptionalTensor& scale) {
 
 kernels::BlockTable block_table_params(const OptionalTensor& table, const Tensor& key) {
   if (!table) return {};
-  return {table->const_data_ptr<int32_t>(), table->stride(0), table->stride(1), key.size(2)};
+  return {table->const_data_ptr<int32_t>(), table->stride(0), table->stride(1), key.size(2),
+          key.size(0)};
 }
 
 kernels::Mask mask_params(const Tensor& mask) {  // expanded to [B, H_q, T, S]
@@ -154,6 +155,7 @@ AppendCall append_call(const Tensor& key_cache, const Tensor& value_cache, const
       .block_table = block_table_params(o.block_table, key_cache),
       .key = side(key_cache, o.key_scale, call.key),
       .value = side(value_cache, o.value_scale, call.value),
+      .capacity = cache_slots(key_cache, o.block_table),
   };
   return call;
 }

@@ -6,7 +6,8 @@
 # - LibTorch_ROOT and CMAKE_PREFIX_PATH: torch.utils.cmake_prefix_path or an unpacked LibTorch;
 # - the packages of Python_EXECUTABLE.
 #
-# Sets LibTorch_VERSION (major.minor).
+# Sets LibTorch_VERSION (major.minor) and LibTorch_HAS_CUDA. Torch's CUDA libraries are not linked: what
+# makes a tensor on a GPU has loaded them.
 
 if(NOT Torch_DIR AND Python_EXECUTABLE)
   execute_process(
@@ -27,6 +28,11 @@ if(Torch_DIR)
   file(STRINGS "${Torch_DIR}/TorchConfigVersion.cmake" LibTorch_VERSION LIMIT_COUNT 1
        REGEX "PACKAGE_VERSION")
   string(REGEX REPLACE ".*\"([0-9]+\\.[0-9]+).*" "\\1" LibTorch_VERSION "${LibTorch_VERSION}")
+  if(EXISTS "${LibTorch_prefix}/lib/libc10_cuda.so")
+    set(LibTorch_HAS_CUDA TRUE)
+  else()
+    set(LibTorch_HAS_CUDA FALSE)
+  endif()
   set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS
                                          "${Torch_DIR}/TorchConfigVersion.cmake")
 endif()

@@ -14,14 +14,7 @@ AttentionCall run(const char* op, const Tensor& query, const Tensor& key, const 
                   const AttentionOptions& options, bool want_lse) {
   check_attention(op, query, key, value, options);
   AttentionCall call = attention_call(query, key, value, options, want_lse);
-  const int64_t slots = call.params.S;
-  if (call.seq_lens.defined()) check_seq_lens(op, call.seq_lens, slots);
-  if (options.block_table) {
-    for (int64_t b = 0; b < call.params.B; ++b) {
-      const int64_t used = call.params.seq_lens ? call.params.seq_lens[b] : slots;
-      check_pages(op, *options.block_table, b, 0, used, key.size(2), key.size(0));
-    }
-  }
+  check_attention_contents(op, key, call.seq_lens, options.block_table);
   kernels::cpu::attention(call.params, aten_threads());
   return call;
 }

@@ -15,35 +15,35 @@ namespace {  // internal linkage: every ISA that includes this compiles its own 
 
 struct Float64 {
   using Storage = double;
-  static double widen(double x) { return x; }
-  static double narrow(double x) { return x; }
+  MQA_HOST_DEVICE static double widen(double x) { return x; }
+  MQA_HOST_DEVICE static double narrow(double x) { return x; }
 };
 struct Float32 {
   using Storage = float;
-  static float widen(float x) { return x; }
-  static float narrow(float x) { return x; }
+  MQA_HOST_DEVICE static float widen(float x) { return x; }
+  MQA_HOST_DEVICE static float narrow(float x) { return x; }
 };
 struct BFloat16 {
   using Storage = uint16_t;
-  static float widen(uint16_t x) { return bfloat16_to_float(x); }
-  static uint16_t narrow(float x) { return float_to_bfloat16(x); }
+  MQA_HOST_DEVICE static float widen(uint16_t x) { return bfloat16_to_float(x); }
+  MQA_HOST_DEVICE static uint16_t narrow(float x) { return float_to_bfloat16(x); }
 };
 struct Float16 {
   using Storage = uint16_t;
-  static float widen(uint16_t x) { return float16_to_float(x); }
-  static uint16_t narrow(float x) { return float_to_float16(x); }
+  MQA_HOST_DEVICE static float widen(uint16_t x) { return float16_to_float(x); }
+  MQA_HOST_DEVICE static uint16_t narrow(float x) { return float_to_float16(x); }
 };
 struct Int8 {
   using Storage = int8_t;
-  static float widen(int8_t x) { return x; }
-  static int32_t code(float x) { return int8_code(x); }
-  static int8_t narrow(float x) { return float_to_int8(x); }
+  MQA_HOST_DEVICE static float widen(int8_t x) { return x; }
+  MQA_HOST_DEVICE static int32_t code(float x) { return int8_code(x); }
+  MQA_HOST_DEVICE static int8_t narrow(float x) { return float_to_int8(x); }
 };
 struct Float8E4M3 {
   using Storage = uint8_t;
-  static float widen(uint8_t x) { return float8_to_float(x); }
-  static int32_t code(float x) { return float8_code(x); }
-  static uint8_t narrow(float x) { return float_to_float8(x); }
+  MQA_HOST_DEVICE static float widen(uint8_t x) { return float8_to_float(x); }
+  MQA_HOST_DEVICE static int32_t code(float x) { return float8_code(x); }
+  MQA_HOST_DEVICE static uint8_t narrow(float x) { return float_to_float8(x); }
 };
 
 // Calls body(format) with the format of a numeric dtype.

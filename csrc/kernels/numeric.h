@@ -5,12 +5,14 @@
 #include <bit>
 #include <cstdint>
 
+#include "host_device.h"
+
 namespace mqa::kernels {
 namespace {  // internal linkage: every ISA that includes this compiles its own copy
 
-inline float bfloat16_to_float(uint16_t x) { return std::bit_cast<float>(uint32_t{x} << 16); }
+MQA_HOST_DEVICE inline float bfloat16_to_float(uint16_t x) { return std::bit_cast<float>(uint32_t{x} << 16); }
 
-inline uint16_t float_to_bfloat16(float x) {
+MQA_HOST_DEVICE inline uint16_t float_to_bfloat16(float x) {
   const uint32_t bits = std::bit_cast<uint32_t>(x);
   const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   const uint32_t quiet_nan = (bits >> 16) | 0x40;
@@ -19,7 +21,7 @@ inline uint16_t float_to_bfloat16(float x) {
 
 // Moving the exponent and mantissa into place leaves a bias that a multiplication by a power of two
 // corrects, subnormals included.
-inline float float16_to_float(uint16_t x) {
+MQA_HOST_DEVICE inline float float16_to_float(uint16_t x) {
   const uint32_t magnitude = uint32_t{x} & 0x7fff;
   const uint32_t finite = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude << 13) * 0x1p112f);
   const uint32_t special = 0x7f800000 | (magnitude << 13);
@@ -32,7 +34,7 @@ inline float float16_to_float(uint16_t x) {
 // the bits `normal` as a float. Its code is also right where it is subnormal: the exponent that
 // rounding sees is never below the smallest one.
 template <int kMantissa>
-inline int32_t rounded_code(int32_t magnitude, int32_t normal, int32_t largest) {
+MQA_HOST_DEVICE inline int32_t rounded_code(int32_t magnitude, int32_t normal, int32_t largest) {
   constexpr int kDropped = 23 - kMantissa;
   const int32_t finite = magnitude < largest ? magnitude : largest;
   const int32_t own_exponent = finite & 0x7f800000;
@@ -44,7 +46,7 @@ inline int32_t rounded_code(int32_t magnitude, int32_t normal, int32_t largest) 
   return sum - shift + ((exponent - normal) >> kDropped);
 }
 
-inline uint16_t float_to_float16(float x) {
+MQA_HOST_DEVICE inline uint16_t float_to_float16(float x) {
   const int32_t bits = std::bit_cast<int32_t>(x);
   const int32_t magnitude = bits & 0x7fffffff;
   const int32_t number = rounded_code<10>(magnitude, 0x38800000, 0x47800000);  // 2^16 is infinity
@@ -54,7 +56,7 @@ inline uint16_t float_to_float16(float x) {
 }
 
 // float8_e4m3fn: bias 7, no infinity, NaN is 0x7f, largest value 448.
-inline float float8_to_float(uint8_t x) {
+MQA_HOST_DEVICE inline float float8_to_float(uint8_t x) {
   const uint32_t magnitude = uint32_t{x} & 0x7f;
   const uint32_t finite = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude << 20) * 0x1p120f);
   const uint32_t bits = magnitude == 0x7f ? 0x7fc00000 : finite;
@@ -64,7 +66,7 @@ inline float float8_to_float(uint8_t x) {
 // Codes of 8 bits come in 32, so that a loop over them can be vectorised in lanes of one width.
 
 // Values beyond +-448 become +-448.
-inline int32_t float8_code(float x) {
+MQA_HOST_DEVICE inline int32_t float8_code(float x) {
   const int32_t bits = std::bit_cast<int32_t>(x);
   const int32_t magnitude = bits & 0x7fffffff;
   const int32_t number = rounded_code<3>(magnitude, 0x3c800000, 0x43e00000);
@@ -73,7 +75,7 @@ inline int32_t float8_code(float x) {
 }
 
 // Values beyond +-127 become +-127; NaN becomes 0.
-inline int32_t int8_code(float x) {
+MQA_HOST_DEVICE inline int32_t int8_code(float x) {
   const int32_t bits = std::bit_cast<int32_t>(x);
   const int32_t magnitude = bits & 0x7fffffff;
   const int32_t clamped = magnitude < 0x42fe0000 ? magnitude : 0x42fe0000;
@@ -84,9 +86,9 @@ inline int32_t int8_code(float x) {
   return bits < 0 ? -integer : integer;
 }
 
-inline uint8_t float_to_float8(float x) { return static_cast<uint8_t>(float8_code(x)); }
+MQA_HOST_DEVICE inline uint8_t float_to_float8(float x) { return static_cast<uint8_t>(float8_code(x)); }
 
-inline int8_t float_to_int8(float x) { return static_cast<int8_t>(int8_code(x)); }
+MQA_HOST_DEVICE inline int8_t float_to_int8(float x) { return static_cast<int8_t>(int8_code(x)); }
 
 }  // namespace
 }  // namespace mqa::kernels

@@ -56,6 +56,7 @@ struct BlockTable {
   const int32_t* pages = nullptr;
   int64_t row_stride = 0, page_stride = 0;
   int64_t page_size = 1;
+  int64_t num_pages = 0;  // of the pool
 };
 
 struct Mask {
@@ -91,7 +92,7 @@ struct AttentionParams {
 
 struct AppendParams {
   int64_t B, H_kv, T;
-  const int64_t* positions;  // [B], already checked against the capacity
+  const int64_t* positions;  // [B]; on CPU already checked against the capacity
   BlockTable block_table;
 
   // One side of the cache and the rows [B, H_kv, T, width] that go into it.
@@ -103,6 +104,8 @@ struct AppendParams {
     DType source_dtype;
     int64_t source_batch_stride, source_head_stride, source_token_stride;
   } key, value;
+
+  int64_t capacity = 0;  // slots of a cache row: S, or with a block table pages * page_size
 };
 
 struct MergeParams {

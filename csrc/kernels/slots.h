@@ -1,15 +1,16 @@
 // Where the slots of a cache lie, contiguous or paged.
 #pragma once
 
+#include "host_device.h"
 #include "params.h"
 
 namespace mqa::kernels {
-namespace {  // internal linkage: every ISA that includes this compiles its own copy
-
 struct SlotPlace {
   int64_t row;  // of the batch, or the page
   int64_t slot;
 };
+
+namespace {  // internal linkage: every ISA that includes this compiles its own copy
 
 inline int64_t page_at(const BlockTable& table, int64_t batch, int64_t index) {
   return table.pages[batch * table.row_stride + index * table.page_stride];
@@ -20,12 +21,12 @@ inline SlotPlace place_of(const BlockTable& table, int64_t batch, int64_t slot) 
   return {page_at(table, batch, slot / table.page_size), slot % table.page_size};
 }
 
-inline int64_t row_offset(const Cache& cache, SlotPlace place, int64_t head) {
+MQA_HOST_DEVICE inline int64_t row_offset(const Cache& cache, SlotPlace place, int64_t head) {
   return place.row * cache.row_stride + head * cache.head_stride + place.slot * cache.slot_stride;
 }
 
 // Of a quantised cache.
-inline float& scale_at(const Cache& cache, SlotPlace place, int64_t head) {
+MQA_HOST_DEVICE inline float& scale_at(const Cache& cache, SlotPlace place, int64_t head) {
   const Scales& scales = cache.scales;
   return scales.data[place.row * scales.row_stride + head * scales.head_stride +
                      place.slot * scales.slot_stride];

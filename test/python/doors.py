@@ -34,6 +34,12 @@ def fake(op: str, arguments: Arguments) -> Any:
         return torch_ops(op, map_tensors(mode.from_tensor, arguments))
 
 
+def cuda_key(op: str, arguments: Arguments) -> Any:
+    """What is registered for CUDA, with tensors on the CPU: no GPU is needed for its checks."""
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    return getattr(torch.ops.mqa, op).default.redispatch(keys, **arguments)
+
+
 def map_tensors(function: Callable[[Tensor], Tensor], arguments: Arguments) -> Arguments:
     return torch.utils._pytree.tree_map_only(Tensor, function, dict(arguments))
 

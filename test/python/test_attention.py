@@ -9,22 +9,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-import mqa
 import oracle
 from cases import FLOATS, QUANTISED, Case, build, quantised, random_mask
+from devices import Ops
 from strategies import attention_cases
 from transforms import paged
 
 
-def check(case: Case) -> None:
+def check(ops: Ops, case: Case) -> None:
     dtype = case["query"].dtype
     accumulator = torch.promote_types(dtype, torch.float32)
-    out, lse = mqa.attention_lse(**case)
+    out, lse = ops.attention_lse(**case)
     assert out.dtype == dtype
     assert out.is_contiguous()
     assert lse.dtype == accumulator
     assert lse.is_contiguous()
-    assert torch.equal(mqa.attention(**case), out)
+    assert torch.equal(ops.attention(**case), out)
 
     exact = oracle.attention(**case)
     plain = {d: oracle.attention(**case, dtype=d) for d in {dtype, accumulator}}
@@ -34,8 +34,8 @@ def check(case: Case) -> None:
 
 @settings(max_examples=400)
 @given(attention_cases())
-def test_any_call(case: Case) -> None:
-    check(case)
+def test_any_call(ops: Ops, case: Case) -> None:
+    check(ops, case)
 
 
 @pytest.mark.parametrize(
@@ -56,10 +56,10 @@ def test_the_oracle_agrees_with_torch(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("name", ["query", "key", "value"])
-def test_a_visible_nan_is_not_hidden(name: str, dtype: torch.dtype) -> None:
+def test_a_visible_nan_is_not_hidden(ops: Ops, name: str, dtype: torch.dtype) -> None:
     case = build(B=1, H_kv=1, T=2, S=40, dtype=dtype)
     case[name][0, 0, 1, 3] = torch.nan
-    spoiled = mqa.attention(**case).isnan()
+    spoiled = ops.attention(**case).isnan()
     expected = torch.zeros_like(spoiled)
     if name == "query":
         expected[0, 0, 1] = True
@@ -70,11 +70,11 @@ def test_a_visible_nan_is_not_hidden(name: str, dtype: torch.dtype) -> None:
     assert torch.equal(spoiled, expected)
 
 
-def test_mask_without_dimensions() -> None:
+def test_mask_without_dimensions(ops: Ops) -> None:
     case = build()
     for mask, same in [(torch.tensor(True), True), (torch.tensor(False), False)]:
-        out = mqa.attention(**case, attn_mask=mask)
-        assert torch.equal(out, mqa.attention(**case) if same else torch.zeros_like(out))
+        out = ops.attention(**case, attn_mask=mask)
+        assert torch.equal(out, ops.attention(**case) if same else torch.zeros_like(out))
 
 
 GROUPS = [3, 5, 7, 9, 13, 26, 48, 71]
@@ -113,6 +113,7 @@ def is_affordable(group: int, length: int, block: int, *_: Any) -> bool:
     ],
 )
 def test_grid(
+    ops: Ops,
     group: int,
     length: int,
     block: int,
@@ -126,4 +127,4 @@ def test_grid(
     ).but(is_causal=True)
     if cache is not None:
         case = quantised(case, cache)
-    check(case if page is None else paged(case, page))
+    check(ops, case if page is None else paged(case, page))

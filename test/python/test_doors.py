@@ -15,6 +15,7 @@ from torch.library import opcheck
 
 import mqa
 from cases import QUANTISED, Case, build, quantised, random_mask, same_bits
+from devices import Ops
 from doors import fake, meta, script, torch_ops, wrapper
 from strategies import attention_cases
 from transforms import paged
@@ -55,7 +56,8 @@ def assert_steps_alike(step: Any, sizes: dict[str, int]) -> None:
 
 @settings(max_examples=30)
 @given(attention_cases())
-def test_every_door_gives_the_same(case: Case) -> None:
+def test_every_door_gives_the_same(ops: Ops, case: Case) -> None:
+    case = Case(ops.move(case))
     expected = mqa.attention_lse(**case)
     for door in (wrapper, torch_ops, script):
         for a, b in zip(door("attention_lse", case), expected, strict=True):
@@ -67,6 +69,7 @@ def test_every_door_gives_the_same(case: Case) -> None:
             assert (x.shape, x.dtype, x.stride()) == (e.shape, e.dtype, e.stride())
 
 
+@pytest.mark.usefixtures("device")
 def test_append_survives_torchscript_optimisation() -> None:
     """It returns nothing, so a pass that takes it for pure drops it."""
     scripted = torch.jit.script(Step().eval())
@@ -93,6 +96,7 @@ def test_saved_module_of_earlier_versions(path: Path) -> None:
 
 # Without: probing for vector ISAs and precompiling headers, which take g++ a minute.
 @torch._inductor.config.patch({"cpp.vec_isa_ok": False, "cpp_cache_precompile_headers": False})
+@pytest.mark.usefixtures("device")
 def test_compiled_decoding_does_not_recompile() -> None:
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("inductor")
@@ -102,6 +106,7 @@ def test_compiled_decoding_does_not_recompile() -> None:
     assert counter.frame_count == 1
 
 
+@pytest.mark.usefixtures("device")
 def test_compiled_with_dynamic_sizes_and_window() -> None:
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
@@ -112,6 +117,7 @@ def test_compiled_with_dynamic_sizes_and_window() -> None:
     assert counter.frame_count == 1
 
 
+@pytest.mark.usefixtures("device")
 def test_compiled_backward() -> None:
     torch._dynamo.reset()
     case = build(attn_mask=random_mask(torch.float32, (1, 17)), sinks=torch.randn(6))
@@ -127,6 +133,7 @@ def test_compiled_backward() -> None:
         torch.testing.assert_close(a, e)
 
 
+@pytest.mark.usefixtures("device")
 def test_export_with_dynamic_shapes() -> None:
     B, T, S = Dim("B", min=2, max=64), Dim("T", min=2, max=64), Dim("S", min=2, max=4096)
     new, cache = {0: B, 2: T}, {0: B, 2: S}
@@ -170,11 +177,13 @@ def differentiable(arguments: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("op", ["attention", "attention_lse"])
 @pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.usefixtures("device")
 def test_opcheck_attention(op: str, feature: str) -> None:
     case = FEATURES[feature]()
     opcheck(getattr(torch.ops.mqa, op).default, (), dict(differentiable(case)))
 
 
+@pytest.mark.usefixtures("device")
 def test_opcheck_backward() -> None:
     case = FEATURES["everything"]()
     out, lse = mqa.attention_lse(**case)
@@ -184,6 +193,7 @@ def test_opcheck_backward() -> None:
     opcheck(torch.ops.mqa.attention_backward.default, (), arguments | options)
 
 
+@pytest.mark.usefixtures("device")
 def test_opcheck_merge() -> None:
     parts = [mqa.attention_lse(**build()) for _ in range(3)]
     outs, lses = ([part[i].requires_grad_() for part in parts] for i in (0, 1))
@@ -191,8 +201,10 @@ def test_opcheck_merge() -> None:
 
 
 @pytest.mark.parametrize("cache", [torch.float32, *QUANTISED])
-@pytest.mark.parametrize("block_table", [None, torch.tensor([[2], [0]], dtype=torch.int32)])
-def test_opcheck_append(cache: torch.dtype, block_table: Tensor | None) -> None:
+@pytest.mark.parametrize("pages", [None, [[2], [0]]])
+@pytest.mark.usefixtures("device")
+def test_opcheck_append(cache: torch.dtype, pages: list[list[int]] | None) -> None:
+    block_table = None if pages is None else torch.tensor(pages, dtype=torch.int32)
     key, value, caches = *torch.randn(2, 2, 3, 2, 8), [torch.zeros(3, 3, 4, 8).to(cache)] * 2
     caches = [x[: 3 if block_table is not None else 2].clone() for x in caches]
     scales = {}
@@ -212,6 +224,7 @@ def test_opcheck_append(cache: torch.dtype, block_table: Tensor | None) -> None:
 # torch.func
 
 
+@pytest.mark.usefixtures("device")
 def test_func_grad() -> None:
     case = build(is_causal=True)
     names = ("query", "key", "value")
@@ -226,6 +239,7 @@ def test_func_grad() -> None:
         assert torch.equal(a, e)
 
 
+@pytest.mark.usefixtures("device")
 def test_vmap_of_attention() -> None:
     query, key = torch.randn(3, 2, 4, 1, 8), torch.randn(3, 2, 2, 5, 8)
     actual = torch.func.vmap(mqa.attention)(query, key, key)

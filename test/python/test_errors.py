@@ -1,9 +1,14 @@
 """Every precondition of every op, in one table, through every door.
 
 An error names the op, the argument, what was expected and what was got, and is raised before
-anything is written.
+anything is written. Run as a program it prints what CUDA says of tensors' contents, as JSON.
 """
 
+import json
+import os
+import subprocess
+import sys
+from functools import cache
 from typing import Any
 
 import pytest
@@ -12,9 +17,10 @@ from torch import Tensor, bfloat16, float8_e4m3fn, float16, float64, int8, int32
 from torch.utils._pytree import tree_leaves
 
 from cases import same_bits
-from doors import Arguments, fake, map_tensors, meta, script, torch_ops, wrapper
+from doors import Arguments, cuda_key, fake, map_tensors, meta, script, torch_ops, wrapper
 
 FLOATS = "float32, float64, bfloat16 or float16"
+CUDA_FLOATS = "float32, bfloat16 or float16"
 
 
 def attention_arguments() -> Arguments:
@@ -584,6 +590,51 @@ APPEND_MEMORY: list[Row] = [
     ),
 ]
 
+# What only CPU kernels do.
+CUDA_ATTENTION: list[Row] = [
+    (
+        {name: zeros(2, 4, 3, 8, dtype=float64) for name in ("query", "key", "value")},
+        NotImplementedError,
+        f"expected query's dtype to be {CUDA_FLOATS} on CUDA, got float64",
+    ),
+    (
+        {"query": zeros(2, 4, 3, 577), "key": zeros(2, 2, 7, 577)},
+        NotImplementedError,
+        "expected query.size(-1) <= 576 on CUDA, got 577",
+    ),
+    (
+        {"value": zeros(2, 2, 7, 513)},
+        NotImplementedError,
+        "expected value.size(-1) <= 512 on CUDA, got 513",
+    ),
+]
+CUDA_MERGE: list[Row] = [
+    (
+        {
+            "outs": [zeros(2, 4, 3, 8, dtype=float64)],
+            "lses": [zeros(2, 4, 3, dtype=float64)],
+        },
+        NotImplementedError,
+        f"expected outs[0]'s dtype to be {CUDA_FLOATS} on CUDA, got float64",
+    )
+]
+CUDA_APPEND: list[Row] = [
+    (
+        {name: zeros(2, 2, 7, 8, dtype=float64) for name in ("key_cache", "value_cache")}
+        | {"value": zeros(2, 2, 3, 8)},
+        NotImplementedError,
+        f"expected key_cache's dtype to be {CUDA_FLOATS} on CUDA, got float64",
+    ),
+    (
+        {
+            "key": zeros(2, 2, 3, 8, dtype=float64),
+            "value": zeros(2, 2, 3, 6, dtype=float64),
+        },
+        NotImplementedError,
+        f"expected key's dtype to be {CUDA_FLOATS} on CUDA, got float64",
+    ),
+]
+
 ARGUMENTS = {
     "attention": attention_arguments,
     "attention_lse": attention_arguments,
@@ -594,7 +645,14 @@ SHAPES = {"attention": ATTENTION, "attention_lse": ATTENTION, "merge": MERGE, "k
 CONTENTS = {
     "attention": ATTENTION_CONTENTS,
     "attention_lse": ATTENTION_CONTENTS,
-    "kv_append": APPEND_CONTENTS + APPEND_MEMORY,
+    "kv_append": APPEND_CONTENTS,
+}
+MEMORY = {"kv_append": APPEND_MEMORY}
+CUDA = {
+    "attention": CUDA_ATTENTION,
+    "attention_lse": CUDA_ATTENTION,
+    "merge": CUDA_MERGE,
+    "kv_append": CUDA_APPEND,
 }
 
 
@@ -611,7 +669,9 @@ def snapshot(arguments: Arguments) -> list[Tensor]:
     return [x for x in tree_leaves(copies) if isinstance(x, Tensor)]
 
 
-@pytest.mark.parametrize(("op", "changes", "error", "message"), rows(SHAPES) + rows(CONTENTS))
+@pytest.mark.parametrize(
+    ("op", "changes", "error", "message"), rows(SHAPES) + rows(CONTENTS) + rows(MEMORY)
+)
 @pytest.mark.parametrize("door", [wrapper, torch_ops, script])
 def test_error(
     door: Any, op: str, changes: Arguments, error: type[Exception], message: str
@@ -637,7 +697,47 @@ def test_error_without_data(
     assert str(raised.value).splitlines()[0] == f"mqa::{op}: {message}"
 
 
+@pytest.mark.parametrize(
+    ("op", "changes", "error", "message"), rows(SHAPES) + rows(MEMORY) + rows(CUDA)
+)
+@pytest.mark.usefixtures("built_with_cuda")
+def test_error_on_cuda(op: str, changes: Arguments, error: type[Exception], message: str) -> None:
+    """It comes before anything is asked of a device: no GPU is needed."""
+    assert refusal_on_cuda(op, changes) == (error.__name__, f"mqa::{op}: {message}")
+
+
 @pytest.mark.parametrize(("op", "changes", "error", "message"), rows(CONTENTS))
+@pytest.mark.usefixtures("built_with_cuda")
+def test_debugging_reads_contents_on_cuda(
+    op: str, changes: Arguments, error: type[Exception], message: str
+) -> None:
+    refusals = refusals_of_contents_with("MQA_DEBUG", "1")
+    assert refusals[f"{op}: {message}"] == [error.__name__, f"mqa::{op}: {message}"]
+
+
+def refusal_on_cuda(op: str, changes: Arguments) -> tuple[str, str]:
+    try:
+        cuda_key(op, ARGUMENTS[op]() | changes)
+    except Exception as error:
+        return type(error).__name__, str(error).splitlines()[0]
+    return "nothing", ""
+
+
+@cache
+def refusals_of_contents_with(variable: str, value: str) -> dict[str, list[str]]:
+    """From a process of its own: the variable is read once."""
+    done = subprocess.run(
+        [sys.executable, __file__],
+        env={**os.environ, variable: value},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    refusals: dict[str, list[str]] = json.loads(done.stdout)
+    return refusals
+
+
+@pytest.mark.parametrize(("op", "changes", "error", "message"), rows(CONTENTS) + rows(MEMORY))
 def test_contents_are_not_read_without_data(
     op: str, changes: Arguments, error: type[Exception], message: str
 ) -> None:
@@ -691,3 +791,7 @@ def test_merge_of_nothing() -> None:
 def test_the_unchanged_arguments_are_valid(op: str) -> None:
     for door in (wrapper, torch_ops, script, meta, fake):
         door(op, ARGUMENTS[op]())
+
+
+if __name__ == "__main__":
+    print(json.dumps({row.id: refusal_on_cuda(*row.values[:2]) for row in rows(CONTENTS)}))

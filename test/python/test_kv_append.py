@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import mqa
 import oracle
 from cases import FLOATS, QUANTISED, build, poisoned, same_bits
+from devices import Ops
 from strategies import HEAD_DIMS, PAGE_SIZES
 from transforms import LAYOUTS, batch_rows, restrided
 
@@ -36,7 +36,7 @@ def page_table(B: int, pages: int, needed: Tensor) -> Tensor:
 
 @settings(max_examples=300)
 @given(st.data())
-def test_any_append(data: st.DataObject) -> None:
+def test_any_append(ops: Ops, data: st.DataObject) -> None:
     draw = data.draw
     torch.manual_seed(draw(st.integers(0, 2**16)))
     B, H_kv, T = draw(st.integers(0, 3)), draw(st.integers(1, 4)), draw(st.integers(0, 9))
@@ -82,20 +82,20 @@ def test_any_append(data: st.DataObject) -> None:
             )
         expected[name + "_cache"] = write(cache, codes, positions, options.get("block_table"))
 
-    mqa.kv_append(**args, **options)
+    ops.kv_append(**args, **options)
     for name, tensor in expected.items():
         assert same_bits((args | options)[name], tensor), name
 
 
 @pytest.mark.parametrize("dtype", QUANTISED)
 @pytest.mark.parametrize("per_head", [False, True])
-def test_quantisation_error(dtype: torch.dtype, per_head: bool) -> None:
+def test_quantisation_error(ops: Ops, dtype: torch.dtype, per_head: bool) -> None:
     """int8: half a step. float8_e4m3fn: half of its 2^-3 relative steps, or of the smallest."""
     new = torch.randn(2, 3, 5, 64)
     cache = poisoned((2, 3, 5, 64), dtype)
     scale = new.abs().amax((0, 2, 3)) / oracle.QUANTISED_MAX[dtype]
     scale = scale if per_head else poisoned((2, 3, 5), torch.float32)
-    mqa.kv_append(
+    ops.kv_append(
         cache,
         cache.clone(),
         new,
@@ -110,10 +110,10 @@ def test_quantisation_error(dtype: torch.dtype, per_head: bool) -> None:
     assert ((oracle.dense(cache, scale, None, torch.float32) - new).abs() <= bound).all()
 
 
-def test_row_of_zeros_quantises_to_zeros() -> None:
+def test_row_of_zeros_quantises_to_zeros(ops: Ops) -> None:
     cache, scale = poisoned((1, 1, 2, 8), torch.int8), poisoned((1, 1, 2), torch.float32)
     zeros = torch.zeros(1, 1, 2, 8)
-    mqa.kv_append(
+    ops.kv_append(
         cache,
         cache.clone(),
         zeros,
@@ -126,28 +126,30 @@ def test_row_of_zeros_quantises_to_zeros() -> None:
     assert not scale.any()
 
 
-def test_values_beyond_a_given_scale_saturate() -> None:
+def test_values_beyond_a_given_scale_saturate(ops: Ops) -> None:
     new = torch.tensor([3.0, -3.0, 1e6, -1e6]).view(1, 1, 1, 4)
     for dtype, largest in oracle.QUANTISED_MAX.items():
         cache = poisoned((1, 1, 1, 4), dtype)
         ones = torch.ones(1)
-        mqa.kv_append(
+        ops.kv_append(
             cache, cache.clone(), new, new, torch.tensor([0]), key_scale=ones, value_scale=ones
         )
         assert cache.float().flatten().tolist() == [3, -3, largest, -largest]
 
 
-def test_latent_cache_is_written_through_a_view() -> None:
+def test_latent_cache_is_written_through_a_view(ops: Ops) -> None:
     """Multi-head latent attention: value is the first part of key, in the cache too."""
     cache, new = poisoned((2, 1, 4, 24), torch.float32), torch.randn(2, 1, 3, 24)
-    mqa.kv_append(cache, cache[..., :16], new, new[..., :16], torch.tensor([0, 1]))
+    ops.kv_append(cache, cache[..., :16], new, new[..., :16], torch.tensor([0, 1]))
     assert same_bits(cache[0, :, :3], new[0])
     assert same_bits(cache[1, :, 1:], new[1])
 
 
 @pytest.mark.parametrize("page_size", [None, 4])
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_decoding_from_an_appended_cache(page_size: int | None, dtype: torch.dtype) -> None:
+def test_decoding_from_an_appended_cache(
+    ops: Ops, page_size: int | None, dtype: torch.dtype
+) -> None:
     """Ragged prompts in two chunks, then token by token: a step sees exactly what was appended."""
     lens, steps = torch.tensor([3, 7]), 5
     whole = build(B=2, T=16, S=16, dtype=dtype)
@@ -161,7 +163,7 @@ def test_decoding_from_an_appended_cache(page_size: int | None, dtype: torch.dty
         for b in range(2):  # one row at a time: the chunks are ragged
             new = slice(int(start[b]), int(start[b] + tokens[b]))
             row = slice(b, b + 1)
-            mqa.kv_append(
+            ops.kv_append(
                 *(x if page_size else x[row] for x in caches),
                 whole["key"][row, :, new],
                 whole["value"][row, :, new],
@@ -170,7 +172,7 @@ def test_decoding_from_an_appended_cache(page_size: int | None, dtype: torch.dty
             )
         start = start + tokens
         query = torch.stack([whole["query"][b, :, n - 1 : n] for b, n in enumerate(start)])
-        actual = mqa.attention(query, *caches, seq_lens=start, block_table=table)
+        actual = ops.attention(query, *caches, seq_lens=start, block_table=table)
         for b, n in enumerate(start.tolist()):
             seen = batch_rows(whole.but(query=query), [b]).but(seq_lens=start[b : b + 1])
-            assert torch.equal(actual[b : b + 1], mqa.attention(**seen)), f"row {b} at length {n}"
+            assert torch.equal(actual[b : b + 1], ops.attention(**seen)), f"row {b} at length {n}"

@@ -9,6 +9,7 @@ from torch import Tensor
 import mqa
 import oracle
 from cases import FLOATS, build
+from devices import Ops
 
 
 def random_parts(
@@ -30,13 +31,13 @@ def random_parts(
     st.booleans(),
 )
 def test_any_parts(
-    seed: int, dtype: torch.dtype, parts: int, shape: tuple[int, ...], transposed: bool
+    ops: Ops, seed: int, dtype: torch.dtype, parts: int, shape: tuple[int, ...], transposed: bool
 ) -> None:
     torch.manual_seed(seed)
     outs, lses = random_parts(parts, shape, dtype)
     if transposed:
         outs = [out.transpose(1, 2).contiguous().transpose(1, 2) for out in outs]
-    out, lse = mqa.merge(outs, lses)
+    out, lse = ops.merge(outs, lses)
     assert out.dtype == dtype
     assert lse.dtype == lses[0].dtype
     exact, plain = oracle.merge(outs, lses), oracle.merge(outs, lses, dtype=dtype)
@@ -45,33 +46,35 @@ def test_any_parts(
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
-def test_is_attention_over_the_concatenated_keys(dtype: torch.dtype, tolerance: float) -> None:
+def test_is_attention_over_the_concatenated_keys(
+    ops: Ops, dtype: torch.dtype, tolerance: float
+) -> None:
     whole = build(T=3, S=200, dtype=dtype, seq_lens=[200, 150])
     parts = []
     for begin, end in [(0, 64), (64, 65), (65, 65), (65, 170), (170, 200)]:
         keys, values = (whole[name][:, :, begin:end] for name in ("key", "value"))
         lens = (whole["seq_lens"] - begin).clamp(0, end - begin)
-        parts.append(mqa.attention_lse(whole["query"], keys, values, seq_lens=lens))
+        parts.append(ops.attention_lse(whole["query"], keys, values, seq_lens=lens))
     outs, lses = zip(*parts, strict=True)
-    merged = mqa.merge(list(outs), list(lses))
-    for actual, expected in zip(merged, mqa.attention_lse(**whole), strict=True):
+    merged = ops.merge(list(outs), list(lses))
+    for actual, expected in zip(merged, ops.attention_lse(**whole), strict=True):
         torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * 10)
 
 
-def test_a_part_without_keys_is_neutral() -> None:
+def test_a_part_without_keys_is_neutral(ops: Ops) -> None:
     (out, *_), (lse, *_) = random_parts(1, (2, 3, 4, 8), torch.float32)
     nothing = torch.full_like(out, torch.nan), torch.full_like(lse, -torch.inf)
     for parts in ([(out, lse), nothing], [nothing, (out, lse)]):
-        merged = mqa.merge([part[0] for part in parts], [part[1] for part in parts])
+        merged = ops.merge([part[0] for part in parts], [part[1] for part in parts])
         assert torch.equal(merged[0], out)
         assert torch.equal(merged[1], lse)
 
 
-def test_does_not_depend_on_the_batch() -> None:
+def test_does_not_depend_on_the_batch(ops: Ops) -> None:
     outs, lses = random_parts(5, (3, 4, 2, 24), torch.bfloat16)
-    out, lse = mqa.merge(outs, lses)
+    out, lse = ops.merge(outs, lses)
     for b in range(3):
-        alone = mqa.merge([x[b : b + 1] for x in outs], [x[b : b + 1] for x in lses])
+        alone = ops.merge([x[b : b + 1] for x in outs], [x[b : b + 1] for x in lses])
         assert torch.equal(alone[0], out[b : b + 1])
         assert torch.equal(alone[1], lse[b : b + 1])
 

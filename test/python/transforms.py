@@ -49,8 +49,9 @@ def paged(case: Case, page_size: int) -> Case:
             rows = pool[name].unflatten(2, (pages, page_size)).transpose(1, 2)
             pool[name] = poisoned((3 * B * pages, *rows.shape[2:]), rows.dtype)
             pool[name][table] = rows
-    garbage = torch.arange(pages) >= used
-    return pool.but(block_table=table.masked_fill(garbage, -1).int())
+    unused, garbage = torch.arange(pages) >= used, torch.tensor([-1, 2**31 - 1])
+    table = torch.where(unused, garbage[torch.arange(pages) % 2], table)
+    return pool.but(block_table=table.int())
 
 
 def batch_rows(case: Case, rows: list[int]) -> Case:

@@ -2,9 +2,11 @@
 #pragma once
 
 #include "../params.h"
-#include "device.cuh"
+#include "stream.h"
 
 namespace mqa::kernels::cuda {
+
+inline constexpr int64_t kMaxHeadDim = 576, kMaxValueHeadDim = 512;
 
 // What the choice of a kernel depends on, beside the params. It never changes a result's bits.
 struct Device {

@@ -1,6 +1,6 @@
-// The only file of the kernels that knows CUDA. Kernels use these names and nothing else of it, so the
-// same kernel source compiles with nvcc (this file) and with a host compiler, which runs it in an
-// emulation (test/emulation/device_emulation.h).
+// The only file of the kernels that knows CUDA. Kernels use these names and nothing else of it, so
+// the same kernel source compiles with nvcc (this file) and with a host compiler, which runs it in
+// an emulation (test/emulation/device_emulation.h).
 //
 // Rules for kernels:
 //  - shared memory is dynamic_smem(), accessed by smem_load, smem_store, cp_async_* and ldmatrix_*;
@@ -11,6 +11,8 @@
 #include <math.h>
 
 #include <cstdint>
+
+#include "stream.h"
 
 namespace mqa::kernels::cuda {
 
@@ -33,7 +35,7 @@ struct alignas(16) Words4 {
 #include "device_emulation.h"
 #else
 
-#define KERNEL(threads) __global__ void __launch_bounds__(threads)
+#define KERNEL(threads) __global__ void __launch_bounds__(threads, 1)
 #define GRID_CONSTANT __grid_constant__
 #define DEVICE __device__ __forceinline__
 
@@ -44,18 +46,17 @@ using ::float4;
 
 // ---- host side ---------------------------------------------------------------------------------
 
-using Stream = cudaStream_t;
-using Status = cudaError_t;
-
-// Starts kernel(arguments...) on `blocks` blocks. `dependent`, for compute capability 9.0 and up: while
-// the kernel before it in the stream still runs, for kernels that begin with wait_for_previous_kernel.
+// Starts kernel(arguments...) on `blocks` blocks. `dependent`, for compute capability 9.0 and up:
+// while the kernel before it in the stream still runs, for kernels that begin with
+// wait_for_previous_kernel.
 template <class... P>
 Status launch(void (*kernel)(P...), int64_t blocks, int threads, int smem_bytes, Stream stream,
               bool dependent, const P&... arguments) {
   if (blocks == 0) return cudaSuccess;
   if (smem_bytes > 48 * 1024) {
-    const Status status = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                               cudaFuncAttributeMaxDynamicSharedMemorySize, smem_bytes);
+    const Status status =
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, smem_bytes);
     if (status != cudaSuccess) return status;
   }
   cudaLaunchAttribute attribute{};
@@ -71,14 +72,16 @@ Status launch(void (*kernel)(P...), int64_t blocks, int threads, int smem_bytes,
   return cudaLaunchKernelEx(&config, kernel, P(arguments)...);
 }
 
-// ---- where a thread is ---------------------------------------------------------------------------
+// ---- where a thread is
+// ---------------------------------------------------------------------------
 
 DEVICE int thread_index() { return threadIdx.x; }
 DEVICE int lane_index() { return threadIdx.x & 31; }
 DEVICE int warp_index() { return threadIdx.x >> 5; }
 DEVICE int block_index() { return blockIdx.x; }
 
-// ---- barriers, shuffles, votes -------------------------------------------------------------------
+// ---- barriers, shuffles, votes
+// -------------------------------------------------------------------
 
 DEVICE void sync_block() { __syncthreads(); }
 DEVICE void sync_warp() { __syncwarp(); }
@@ -100,7 +103,8 @@ DEVICE void wait_for_previous_kernel() {
 #endif  // elsewhere a kernel starts only after the one before it
 }
 
-// ---- memory --------------------------------------------------------------------------------------
+// ---- memory
+// --------------------------------------------------------------------------------------
 
 template <class T>
 DEVICE T load(const void* p) {
@@ -143,7 +147,8 @@ DEVICE void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-// ---- tensor cores --------------------------------------------------------------------------------
+// ---- tensor cores
+// --------------------------------------------------------------------------------
 
 // Four 8x8 matrices of 16-bit values; lane i gives the address of row i % 8 of matrix i / 8.
 DEVICE void ldmatrix_x4(uint32_t (&r)[4], uint32_t row_address) {
@@ -177,7 +182,8 @@ DEVICE void mma<f16>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// ---- arithmetic ----------------------------------------------------------------------------------
+// ---- arithmetic
+// ----------------------------------------------------------------------------------
 
 // Two floats to one register of 16-bit values, `low` in the low half. Rounds to nearest even.
 template <class T>
@@ -194,6 +200,14 @@ DEVICE uint32_t pack<f16>(float low, float high) {
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
   return r;
 }
+template <class T>
+DEVICE T narrow(float x) {
+  return T{static_cast<uint16_t>(pack<T>(x, 0))};
+}
+template <>
+DEVICE float narrow<float>(float x) {
+  return x;
+}
 DEVICE float to_float(bf16 x) { return __uint_as_float(static_cast<uint32_t>(x.bits) << 16); }
 DEVICE float to_float(f16 x) {
   float r;
@@ -207,21 +221,22 @@ DEVICE uint32_t as_bits(float x) { return __float_as_uint(x); }
 DEVICE uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t selector) {
   return __byte_perm(a, b, selector);
 }
-// Pairs of f16.
+// Pairs of 16-bit numbers; the second rounds once, subnormal numbers included.
 DEVICE uint32_t subtract_f16x2(uint32_t a, uint32_t b) {
   uint32_t r;
   asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
   return r;
 }
 
+DEVICE uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {  // a * b + c
+  uint32_t r;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+  return r;
+}
+
 DEVICE float ex2(float x) {  // 2^x
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-DEVICE float lg2(float x) {
-  float y;
-  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 

@@ -70,6 +70,7 @@ TEST_P(AttentionBits, AreTheSameForEveryThreadCount) {
 TEST_P(AttentionBits, AreTheSameInEveryLayout) {
   const Layout layouts[] = {
       {.spare_slots = 300},
+      {.is_aligned = false},
       {.order = Order::kSlotsFirst, .spare_slots = 1},
       {.order = Order::kLayers},
       {.order = Order::kGaps},

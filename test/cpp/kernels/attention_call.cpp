@@ -8,8 +8,6 @@
 #include <random>
 #include <thread>
 
-#include "kernels/cpu/attention.h"
-
 namespace mqa::kernels {
 namespace {
 
@@ -52,10 +50,12 @@ class Placement {
     cache.slot_stride = heads_first ? stride : slot_size;
     const int64_t first = layers ? kLayer * s.H_kv * stride : 0;
     // Up to the last element that the cache has.
-    side.data = Numbers(from.dtype(), first + cache.row_stride * std::max<int64_t>(rows_ - 1, 0) +
-                                          cache.head_stride * (s.H_kv - 1) +
-                                          cache.slot_stride * std::max<int64_t>(slots_ - 1, 0) +
-                                          (rows_ && slots_ ? width : 0));
+    side.data = Numbers(from.dtype(),
+                        first + cache.row_stride * std::max<int64_t>(rows_ - 1, 0) +
+                            cache.head_stride * (s.H_kv - 1) +
+                            cache.slot_stride * std::max<int64_t>(slots_ - 1, 0) +
+                            (rows_ && slots_ ? width : 0),
+                        layout_.is_aligned);
     const bool floats = scales.size() == 0;
     const double unused = floats && layout_.fill != 0 ? layout_.fill : garbage(from.dtype());
     side.data.fill(0, side.data.size(), unused);
@@ -90,6 +90,7 @@ class Placement {
   }
 
   int64_t row_pages() const { return row_pages_; }
+  int64_t rows() const { return rows_; }
 
  private:
   int64_t row_of(int64_t b, int64_t j) const { return pages_[b * row_pages_ + j / slots_]; }
@@ -147,6 +148,7 @@ std::ostream& operator<<(std::ostream& out, const Layout& layout) {
   const char* orders[] = {"heads first", "slots first", "gaps", "layers"};
   out << orders[static_cast<int>(layout.order)];
   if (layout.page_size) out << " in pages of " << layout.page_size;
+  if (!layout.is_aligned) out << " unaligned";
   if (layout.spare_slots) out << " with " << layout.spare_slots << " spare slots";
   return out;
 }
@@ -178,7 +180,9 @@ Result attend(const Problem& problem, const Layout& layout, const Threads& threa
   const Shape& s = problem.shape;
   const Options& o = problem.options;
   const Placement placement(problem, layout);
-  Numbers query = problem.query, alibi = problem.alibi_slopes, sinks = problem.sinks;
+  Numbers query(problem.format.query, problem.query.size(), layout.is_aligned);
+  query.copy(0, problem.query, 0, query.size());
+  Numbers alibi = problem.alibi_slopes, sinks = problem.sinks;
   Side key = placement.place(problem.key, problem.key_scales, s.D);
   Side value = placement.place(problem.value, problem.value_scales, s.D_v);
   if (s.value_is_key) value.cache = key.cache;
@@ -203,7 +207,7 @@ Result attend(const Problem& problem, const Layout& layout, const Threads& threa
   p.query_token_stride = p.D;
   p.key = key.cache, p.value = value.cache;
   if (layout.page_size) {
-    p.block_table = {table.data(), placement.row_pages(), 1, layout.page_size};
+    p.block_table = {table.data(), placement.row_pages(), 1, layout.page_size, placement.rows()};
   }
   p.seq_lens = problem.seq_lens.data();
   if (mask.size()) {
@@ -221,7 +225,7 @@ Result attend(const Problem& problem, const Layout& layout, const Threads& threa
   p.alibi_batch_stride = p.H_q, p.alibi_head_stride = 1;
   if (o.has_sinks) p.sinks = sinks.data();
   p.out = out.data(), p.lse = lse.data();
-  cpu::attention(p, threads);
+  run(p, threads);
   return {out.take(), lse.take()};
 }
 

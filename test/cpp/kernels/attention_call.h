@@ -23,6 +23,7 @@ struct Layout {
   int64_t page_size = 0;    // 0: not paged. Otherwise pages for B, in a shuffled pool with others
   int64_t spare_slots = 0;  // capacity beyond S, not paged
   double fill = 0;          // for float caches: put into unused slots instead of garbage, if not 0
+  bool is_aligned = true;   // query and caches start at multiples of 16 bytes
 };
 std::ostream& operator<<(std::ostream& out, const Layout& layout);
 
@@ -37,6 +38,9 @@ struct Result {
 Threads scrambled(int64_t threads);
 // Two threads at a time.
 Threads concurrent();
+
+// The kernel: each library of kernels that is tested has its own.
+void run(const AttentionParams& params, const Threads& threads);
 
 Result attend(const Problem& problem, const Layout& layout = {}, const Threads& threads = {});
 

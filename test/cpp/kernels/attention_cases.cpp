@@ -2,8 +2,6 @@
 
 #include <cmath>
 
-#include "dtypes.h"
-
 namespace mqa::kernels {
 namespace {
 
@@ -16,36 +14,6 @@ struct Widths {
 };
 
 }  // namespace
-
-bool rounds_weights(cpu::Isa isa, Format format) {
-  return isa >= cpu::Isa::kAvx512Bf16 && format.query == DType::kBFloat16;
-}
-
-void AttentionTest::SetUp() {
-  in_use_ = std::make_unique<UseIsa>(isa());
-  if (cpu::current_isa() != isa()) {
-    GTEST_SKIP() << "this machine has no " << cpu::isa_name(isa()) << ", its best is "
-                 << cpu::isa_name(cpu::current_isa());
-  }
-}
-
-std::string name_of_test(const testing::TestParamInfo<AttentionTest::ParamType>& test) {
-  const auto [isa, format] = test.param;
-  std::string name = std::string(cpu::isa_name(isa)) + "_" + name_of(format.query);
-  if (format.cache != format.query) name += std::string("_") + name_of(format.cache);
-  return name;
-}
-
-std::vector<AttentionTest::ParamType> kernels_with_their_own_code() {
-  std::vector<AttentionTest::ParamType> kernels;
-  for (cpu::Isa isa : kIsas) {
-    for (Format format : kFormats) {
-      if (isa <= cpu::Isa::kAvx512 || rounds_weights(isa, format))
-        kernels.emplace_back(isa, format);
-    }
-  }
-  return kernels;
-}
 
 Shape CaseGenerator::shape() {
   const Rows rows = one_of<Rows>({{1, 1},   {2, 1},   {4, 1},  {1, 4},  {5, 1},  {1, 8}, {8, 1},
@@ -104,6 +72,7 @@ Layout CaseGenerator::layout() {
       {Order::kHeadsFirst, Order::kHeadsFirst, Order::kSlotsFirst, Order::kGaps, Order::kLayers});
   layout.page_size = one_of<int64_t>({0, 0, 0, 1, 16, 24, 128});
   layout.spare_slots = one_of<int64_t>({0, 1, 40});
+  layout.is_aligned = below(2);
   return layout;
 }
 

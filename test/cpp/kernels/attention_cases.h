@@ -26,8 +26,8 @@ constexpr Format kFormats[] = {
     {DType::kBFloat16, DType::kFloat8E4M3}, {DType::kFloat16, DType::kFloat8E4M3},
 };
 
-// Whether a kernel multiplies values by weights that it has rounded to bfloat16.
-bool rounds_weights(cpu::Isa isa, Format format);
+// Of the format to which a kernel rounds weights; 0 where it does not.
+double weight_roundoff(cpu::Isa isa, Format format);
 
 // Uses an instruction set while it lives.
 class UseIsa {

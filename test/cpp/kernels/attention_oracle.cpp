@@ -8,20 +8,6 @@
 namespace mqa::kernels {
 namespace {
 
-// Half the distance from 1 to the next larger number.
-double unit_roundoff(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat64:
-      return 0x1p-53;
-    case DType::kFloat32:
-      return 0x1p-24;
-    case DType::kBFloat16:
-      return 0x1p-8;
-    default:
-      return 0x1p-11;  // float16
-  }
-}
-
 constexpr double kSmallestFloat16 = 0x1p-24;  // subnormals are this far apart
 
 std::vector<double> numbers(const Numbers& tensor) {
@@ -48,6 +34,19 @@ std::vector<double> dequantised(const Problem& p, const Numbers& codes, const Nu
 }
 
 }  // namespace
+
+double unit_roundoff(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat64:
+      return 0x1p-53;
+    case DType::kFloat32:
+      return 0x1p-24;
+    case DType::kBFloat16:
+      return 0x1p-8;
+    default:
+      return 0x1p-11;  // float16
+  }
+}
 
 Formula::Formula(const Problem& problem)
     : problem_(problem),
@@ -122,10 +121,10 @@ void Formula::attend(int64_t b, int64_t h, int64_t t) {
 // (the exponential, sums over keys, which err both ways) and of the largest score, and those of the
 // sum over D, each of which errs by a rounding of a sum that has come as far as
 // sqrt(sum_d (q_d k_d)^2). The exponential of weights that will be rounded may be coarser.
-double Formula::arithmetic_error(const Row& row, bool weights_are_rounded) const {
+double Formula::arithmetic_error(const Row& row, double weight_roundoff) const {
   const double chain = row.score_noise * std::sqrt(static_cast<double>(problem_.shape.D));
   return unit_roundoff(problem_.accumulator()) * (32 + 4 * row.largest_score + 2 * chain) +
-         (weights_are_rounded ? 0x1p-18 : 0);
+         (weight_roundoff > 0 ? 0x1p-18 : 0);
 }
 
 // Relative errors e_j of the weights change out = sum_j p_j v_j by sum_j p_j e_j (v_j - out).
@@ -137,13 +136,11 @@ double Formula::arithmetic_error(const Row& row, bool weights_are_rounded) const
 // (Hoeffding), far less often for errors spread over [-u, u]. A missing key of 2000 is still seen.
 //
 // Last, out itself is rounded.
-double Formula::tolerance(const Row& row, const Element& e, bool weights_are_rounded) const {
+double Formula::tolerance(const Row& row, const Element& e, double weight_roundoff) const {
   const double output = unit_roundoff(problem_.format.query) * std::abs(e.out);
   const double subnormal = problem_.format.query == DType::kFloat16 ? kSmallestFloat16 : 0;
-  const double arithmetic = arithmetic_error(row, weights_are_rounded) * (e.magnitude + 0x1p-4);
-  const double bfloat16 =
-      weights_are_rounded ? 6 * unit_roundoff(DType::kBFloat16) * rounded(row, e) : 0;
-  return output + subnormal + arithmetic + bfloat16;
+  const double arithmetic = arithmetic_error(row, weight_roundoff) * (e.magnitude + 0x1p-4);
+  return output + subnormal + arithmetic + 6 * weight_roundoff * rounded(row, e);
 }
 
 // What roundings of weights to bfloat16 multiply. Where the values of a quantised cache are
@@ -155,7 +152,7 @@ double Formula::rounded(const Row& row, const Element& e) const {
   return std::hypot(e.noise, e.noise, keys);
 }
 
-void Formula::expect_rounded_to_nearest(const Result& result, bool weights_are_rounded) const {
+void Formula::expect_rounded_to_nearest(const Result& result, double weight_roundoff) const {
   if (size_of(problem_.format.query) != 2) return;
   constexpr double kTypical = 0.41;  // root mean square of relative errors, in unit roundoffs
   double errors = 0, expected = 0;
@@ -163,18 +160,16 @@ void Formula::expect_rounded_to_nearest(const Result& result, bool weights_are_r
     const Row& row = rows_[i / problem_.shape.D_v];
     const Element& e = elements_[i];
     const double output = kTypical * unit_roundoff(problem_.format.query) * e.out;
-    const double bfloat16 =
-        weights_are_rounded ? kTypical * unit_roundoff(DType::kBFloat16) * rounded(row, e) : 0;
+    const double weights = kTypical * weight_roundoff * rounded(row, e);
     const double error = result.out[i] - e.out;
     errors += error * error;
-    expected += output * output + bfloat16 * bfloat16;
+    expected += output * output + weights * weights;
   }
   EXPECT_LE(std::sqrt(errors), 1.25 * std::sqrt(expected));
 }
 
-void Formula::expect_close(const Result& result, bool weights_are_rounded) const {
+void Formula::expect_close(const Result& result, double weight_roundoff) const {
   const int64_t D_v = problem_.shape.D_v;
-  const bool rounded_keys = weights_are_rounded && problem_.is_quantised();
   for (size_t r = 0; r < rows_.size(); ++r) {
     const Row& row = rows_[r];
     const int64_t first = static_cast<int64_t>(r) * D_v;
@@ -184,15 +179,13 @@ void Formula::expect_close(const Result& result, bool weights_are_rounded) const
       continue;
     }
     const double of_keys =
-        rounded_keys ? 6 * unit_roundoff(DType::kBFloat16) * row.score_noise * row.square_weights
-                     : 0;
+        problem_.is_quantised() ? 6 * weight_roundoff * row.score_noise * row.square_weights : 0;
     const double output = 2 * unit_roundoff(problem_.accumulator()) * std::abs(row.lse);
-    ASSERT_NEAR(result.lse[r], row.lse,
-                of_keys + arithmetic_error(row, weights_are_rounded) + output)
+    ASSERT_NEAR(result.lse[r], row.lse, of_keys + arithmetic_error(row, weight_roundoff) + output)
         << "row " << r;
     for (int64_t d = 0; d < D_v; ++d) {
       const Element& e = elements_[first + d];
-      ASSERT_NEAR(result.out[first + d], e.out, tolerance(row, e, weights_are_rounded))
+      ASSERT_NEAR(result.out[first + d], e.out, tolerance(row, e, weight_roundoff))
           << "row " << r << ", column " << d;
     }
   }

@@ -8,17 +8,21 @@
 
 namespace mqa::kernels {
 
-// `weights_are_rounded`: the kernel multiplies values by weights that it has rounded to bfloat16,
-// like PyTorch's flash kernel, and the keys and values of a quantised cache, too.
+// Half the distance from 1 to the next larger number.
+double unit_roundoff(DType dtype);
+
+// `weight_roundoff`: unit roundoff of the format to which the kernel rounds weights before it
+// multiplies values by them, like PyTorch's flash kernel, and the keys and values of a quantised
+// cache, too; 0 where they stay in the accumulator's.
 class Formula {
  public:
   explicit Formula(const Problem& problem);
 
   // That no result is further away than roundings may bring it.
-  void expect_close(const Result& result, bool weights_are_rounded) const;
+  void expect_close(const Result& result, double weight_roundoff) const;
   // That the root mean square error is what roundings to nearest give, for 16-bit queries: to see
   // bits that are lost needlessly.
-  void expect_rounded_to_nearest(const Result& result, bool weights_are_rounded) const;
+  void expect_rounded_to_nearest(const Result& result, double weight_roundoff) const;
 
  private:
   struct Row {
@@ -34,9 +38,9 @@ class Formula {
   };
 
   void attend(int64_t b, int64_t h, int64_t t);
-  double arithmetic_error(const Row& row, bool weights_are_rounded) const;
+  double arithmetic_error(const Row& row, double weight_roundoff) const;
   double rounded(const Row& row, const Element& element) const;
-  double tolerance(const Row& row, const Element& element, bool weights_are_rounded) const;
+  double tolerance(const Row& row, const Element& element, double weight_roundoff) const;
 
   const Problem& problem_;
   std::vector<double> query_, key_, value_;  // dequantised

@@ -55,8 +55,10 @@ Numbers random_scales(int64_t count, double code_magnitude, Random& random) {
 
 }  // namespace
 
-Numbers::Numbers(DType dtype, int64_t count)
-    : dtype_(dtype), bytes_(static_cast<size_t>((count + 1) * size_of(dtype))) {}
+Numbers::Numbers(DType dtype, int64_t count, bool is_aligned)
+    : dtype_(dtype),
+      start_(is_aligned ? 0 : size_of(dtype)),
+      bytes_(static_cast<size_t>(start_ + count * size_of(dtype))) {}
 
 double Numbers::operator[](int64_t i) const {
   if (dtype_ == DType::kBool) return data()[i];

@@ -9,24 +9,26 @@
 
 namespace mqa::kernels {
 
-// A dense tensor of any dtype. Its elements lie at addresses that promise no more alignment than
-// the dtype needs, and end where the allocation ends.
+// A dense tensor of any dtype that ends where its allocation ends. Its elements lie at addresses
+// that promise no more alignment than the dtype needs, or with is_aligned start at a multiple
+// of 16.
 class Numbers {
  public:
-  Numbers(DType dtype, int64_t count);
+  Numbers(DType dtype, int64_t count, bool is_aligned = false);
   Numbers() : Numbers(DType::kFloat32, 0) {}
 
   DType dtype() const { return dtype_; }
-  int64_t size() const { return static_cast<int64_t>(bytes_.size()) / size_of(dtype_) - 1; }
+  int64_t size() const { return (static_cast<int64_t>(bytes_.size()) - start_) / size_of(dtype_); }
   double operator[](int64_t i) const;
   void set(int64_t i, double x);
   void fill(int64_t i, int64_t count, double x);
   void copy(int64_t i, const Numbers& from, int64_t j, int64_t count);  // of the same dtype
-  char* data() { return bytes_.data() + size_of(dtype_); }
-  const char* data() const { return bytes_.data() + size_of(dtype_); }
+  char* data() { return bytes_.data() + start_; }
+  const char* data() const { return bytes_.data() + start_; }
 
  private:
   DType dtype_;
+  int64_t start_;
   std::vector<char> bytes_;
 };
 

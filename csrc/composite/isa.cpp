@@ -7,14 +7,14 @@
 
 #include "library.h"
 
-namespace mqa::cpu {
+namespace mqa::composite {
 namespace {
 
 std::string cpu_isa() { return kernels::cpu::isa_name(kernels::cpu::current_isa()); }
 
 }  // namespace
-}  // namespace mqa::cpu
+}  // namespace mqa::composite
 
 TORCH_LIBRARY_IMPL(mqa, CompositeExplicitAutograd, m) {
-  if (mqa::first_copy()) m.impl("cpu_isa", mqa::cpu::cpu_isa);
+  if (mqa::first_copy()) m.impl("cpu_isa", mqa::composite::cpu_isa);
 }

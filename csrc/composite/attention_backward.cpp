@@ -6,6 +6,9 @@
 //   d_sink     = -exp(sink - lse) z
 // and from d_score through softcap and scale to grad_query and grad_key. Query heads that share a
 // KV head are folded into rows, so the sum over them is part of the matrix product.
+//
+// One function for all devices. It reads nothing back from one: lengths and page numbers out of
+// range, which only CPU calls of attention refuse, are clamped as CUDA kernels do.
 #include <ATen/ATen.h>
 #include <ATen/ExpandUtils.h>
 #include <torch/library.h>
@@ -16,18 +19,18 @@
 #include "../library.h"
 #include "../tensor_params.h"
 
-namespace mqa::cpu {
+namespace mqa::composite {
 namespace {
 
 // All entries of a block table in a row. Unused ones may hold anything; what they read is masked.
-Tensor page_ids(const Tensor& block_table) {
-  return block_table.reshape(-1).to(at::kLong).clamp_min(0);
+Tensor page_ids(const Tensor& block_table, const Tensor& pool) {
+  return block_table.reshape(-1).to(at::kLong).clamp(0, pool.size(0) - 1);
 }
 
 // Page pool [num_pages, H_kv, page_size, D] -> [B, H_kv, S, D].
 Tensor gather_pages(const Tensor& pool, const Tensor& block_table) {
   const int64_t B = block_table.size(0), pages = block_table.size(1);
-  return pool.index_select(0, page_ids(block_table))
+  return pool.index_select(0, page_ids(block_table, pool))
       .view({B, pages, pool.size(1), pool.size(2), pool.size(3)})
       .transpose(1, 2)
       .reshape({B, pool.size(1), pages * pool.size(2), pool.size(3)});
@@ -39,7 +42,7 @@ Tensor scatter_pages(const Tensor& grad, const Tensor& pool, const Tensor& block
   const Tensor rows = grad.view({B, pool.size(1), pages, pool.size(2), pool.size(3)})
                           .transpose(1, 2)
                           .reshape({B * pages, pool.size(1), pool.size(2), pool.size(3)});
-  return at::zeros(pool.sizes(), grad.options()).index_add(0, page_ids(block_table), rows);
+  return at::zeros(pool.sizes(), grad.options()).index_add(0, page_ids(block_table, pool), rows);
 }
 
 // The cache as the scores see it: dequantised, unpaged, zero beyond the valid slots.
@@ -65,8 +68,9 @@ AttentionGrads attention_backward(const BackwardInputs& inputs, const Tensor& qu
   const double scale = score_scale(o, D);
 
   const Tensor slots = at::arange(S, query.options().dtype(at::kLong)).view({1, 1, 1, S});
-  const Tensor lens = (o.seq_lens ? o.seq_lens->to(at::kLong) : at::full({B}, S, slots.options()))
-                          .view({B, 1, 1, 1});
+  const Tensor lens =
+      (o.seq_lens ? o.seq_lens->to(at::kLong).clamp(0, S) : at::full({B}, S, slots.options()))
+          .view({B, 1, 1, 1});
   const Tensor diagonal = lens - T + at::arange(T, slots.options()).view({1, 1, T, 1});
   const Tensor valid = slots < lens;
   Tensor visible = valid.expand({B, 1, T, S});
@@ -123,9 +127,9 @@ AttentionGrads attention_backward(const BackwardInputs& inputs, const Tensor& qu
 }
 
 }  // namespace
-}  // namespace mqa::cpu
+}  // namespace mqa::composite
 
-TORCH_LIBRARY_IMPL(mqa, CPU, m) {
+TORCH_LIBRARY_IMPL(mqa, CompositeExplicitAutograd, m) {
   if (!mqa::first_copy()) return;
-  m.impl("attention_backward", mqa::flat_attention_backward<mqa::cpu::attention_backward>);
+  m.impl("attention_backward", mqa::flat_attention_backward<mqa::composite::attention_backward>);
 }

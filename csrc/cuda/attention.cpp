@@ -1,0 +1,72 @@
+#include "../kernels/cuda/attention.h"
+
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include "../library.h"
+#include "../tensor_params.h"
+#include "checks.h"
+#include "device.h"
+
+namespace mqa::cuda {
+namespace {
+
+int attribute(const char* op, cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
+  check_status(op, cudaGetDevice(&device));
+  check_status(op, cudaDeviceGetAttribute(&value, attribute, device));
+  return value;
+}
+
+kernels::cuda::Device current_device(const char* op) {
+  return {.multiprocessors = attribute(op, cudaDevAttrMultiProcessorCount),
+          .smem_per_block = attribute(op, cudaDevAttrMaxSharedMemoryPerBlockOptin),
+          .compute_capability = 10 * attribute(op, cudaDevAttrComputeCapabilityMajor) +
+                                attribute(op, cudaDevAttrComputeCapabilityMinor)};
+}
+
+void check_implemented(const char* op, const Tensor& query, const Tensor& value) {
+  check_not_float64(op, "query", query);
+  const auto check_size = [op](const char* name, const Tensor& t, int64_t most) {
+    TORCH_CHECK_NOT_IMPLEMENTED(t.size(-1) <= most, "mqa::", op, ": expected ", name,
+                                ".size(-1) <= ", most, " on CUDA, got ", t.size(-1));
+  };
+  check_size("query", query, kernels::cuda::kMaxHeadDim);
+  check_size("value", value, kernels::cuda::kMaxValueHeadDim);
+}
+
+AttentionCall run(const char* op, const Tensor& query, const Tensor& key, const Tensor& value,
+                  const AttentionOptions& options, bool want_lse) {
+  check_attention(op, query, key, value, options);
+  check_implemented(op, query, value);
+  AttentionCall call = attention_call(query, key, value, options, want_lse);
+  if (checks_contents()) check_attention_contents(op, key, call.seq_lens, options.block_table);
+
+  const Place place(query);
+  const kernels::cuda::Device device = current_device(op);
+  const int64_t bytes = kernels::cuda::attention_workspace(call.params, device);
+  const Tensor workspace = at::empty({bytes}, query.options().dtype(at::kByte));
+  check_status(op,
+               kernels::cuda::attention(call.params, device, workspace.data_ptr(), place.stream()));
+  return call;
+}
+
+Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value,
+                 const AttentionOptions& options) {
+  return run("attention", query, key, value, options, /*want_lse=*/false).out;
+}
+
+OutAndLse attention_lse(const Tensor& query, const Tensor& key, const Tensor& value,
+                        const AttentionOptions& options) {
+  const AttentionCall call = run("attention_lse", query, key, value, options, /*want_lse=*/true);
+  return {call.out, call.lse};
+}
+
+}  // namespace
+}  // namespace mqa::cuda
+
+TORCH_LIBRARY_IMPL(mqa, CUDA, m) {
+  if (!mqa::first_copy()) return;
+  m.impl("attention", mqa::flat_attention<mqa::cuda::attention>);
+  m.impl("attention_lse", mqa::flat_attention<mqa::cuda::attention_lse>);
+}

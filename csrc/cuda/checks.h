@@ -1,0 +1,16 @@
+// What is checked on CUDA beyond what all devices have in common.
+#pragma once
+
+#include "../checks.h"
+
+namespace mqa::cuda {
+
+// Kernels compute in float32.
+void check_not_float64(const char* op, const char* name, const Tensor& tensor);
+
+// The environment variable MQA_DEBUG is 1: read the contents of seq_lens, positions, block_table
+// and scales, which waits for the device, and check them as on CPU. By default nothing is read
+// back: the kernels leave alone what lies outside of a cache.
+bool checks_contents();
+
+}  // namespace mqa::cuda

@@ -1,0 +1,7 @@
+#include "launch_attend.cuh"
+
+namespace mqa::kernels::cuda {
+
+template Status launch_attend<float, e4m3>(const Plan&, const AttentionArgs&, Stream);
+
+}  // namespace mqa::kernels::cuda

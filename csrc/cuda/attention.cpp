@@ -11,18 +11,16 @@
 namespace mqa::cuda {
 namespace {
 
-int attribute(const char* op, cudaDeviceAttr attribute) {
-  int device = 0, value = 0;
-  check_status(op, cudaGetDevice(&device));
-  check_status(op, cudaDeviceGetAttribute(&value, attribute, device));
-  return value;
-}
-
-kernels::cuda::Device current_device(const char* op) {
-  return {.multiprocessors = attribute(op, cudaDevAttrMultiProcessorCount),
-          .smem_per_block = attribute(op, cudaDevAttrMaxSharedMemoryPerBlockOptin),
-          .compute_capability = 10 * attribute(op, cudaDevAttrComputeCapabilityMajor) +
-                                attribute(op, cudaDevAttrComputeCapabilityMinor)};
+kernels::cuda::Device device_of(const char* op, const Tensor& tensor) {
+  const auto attribute = [&](cudaDeviceAttr attribute) {
+    int value = 0;
+    check_status(op, cudaDeviceGetAttribute(&value, attribute, tensor.get_device()));
+    return value;
+  };
+  return {.multiprocessors = attribute(cudaDevAttrMultiProcessorCount),
+          .smem_per_block = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
+          .compute_capability = 10 * attribute(cudaDevAttrComputeCapabilityMajor) +
+                                attribute(cudaDevAttrComputeCapabilityMinor)};
 }
 
 void check_implemented(const char* op, const Tensor& query, const Tensor& value) {
@@ -43,7 +41,7 @@ AttentionCall run(const char* op, const Tensor& query, const Tensor& key, const 
   if (checks_contents()) check_attention_contents(op, key, call.seq_lens, options.block_table);
 
   const Place place(query);
-  const kernels::cuda::Device device = current_device(op);
+  const kernels::cuda::Device device = device_of(op, query);
   const int64_t bytes = kernels::cuda::attention_workspace(call.params, device);
   const Tensor workspace = at::empty({bytes}, query.options().dtype(at::kByte));
   check_status(op,

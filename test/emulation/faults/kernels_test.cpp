@@ -1,0 +1,96 @@
+// A few kernels and calls: quick to build, and enough to notice the faults of planted_faults.py.
+#include <gtest/gtest.h>
+
+#include "emulation.h"
+#include "kernels/attention_call.h"
+#include "kernels/attention_oracle.h"
+#include "kernels/cuda/attend.cuh"
+#include "kernels/cuda/attention.h"
+#include "kernels/cuda/instances.h"
+
+namespace mqa::kernels {
+namespace cuda {
+
+template <int kRowWarps, class Stored>
+Status launch_tile(const Plan& plan, const AttentionArgs& args, Stream stream) {
+  using Tile = Tile<64, 64, kRowWarps, 1, 1, bf16, Stored>;
+  return launch(attend<Tile>, plan.blocks, Tile::kThreads, Tile::smem_bytes(plan.part_chunks > 1),
+                stream, /*dependent=*/false, args);
+}
+
+template <class Query, class Stored>
+Status launch_attend(const Plan& plan, const AttentionArgs& args, Stream stream) {
+  if constexpr (std::is_same_v<Query, bf16> && !std::is_same_v<Stored, e4m3>) {
+    if (plan.tile_rows == 16) return launch_tile<1, Stored>(plan, args, stream);
+    if (plan.tile_rows == 32) return launch_tile<2, Stored>(plan, args, stream);
+  }
+  throw std::logic_error("no such kernel in this test");
+}
+template Status launch_attend<bf16, bf16>(const Plan&, const AttentionArgs&, Stream);
+template Status launch_attend<bf16, int8_t>(const Plan&, const AttentionArgs&, Stream);
+template Status launch_attend<bf16, e4m3>(const Plan&, const AttentionArgs&, Stream);
+template Status launch_attend<f16, f16>(const Plan&, const AttentionArgs&, Stream);
+template Status launch_attend<f16, int8_t>(const Plan&, const AttentionArgs&, Stream);
+template Status launch_attend<f16, e4m3>(const Plan&, const AttentionArgs&, Stream);
+template Status launch_attend<float, float>(const Plan&, const AttentionArgs&, Stream);
+template Status launch_attend<float, int8_t>(const Plan&, const AttentionArgs&, Stream);
+template Status launch_attend<float, e4m3>(const Plan&, const AttentionArgs&, Stream);
+
+}  // namespace cuda
+
+void run(const AttentionParams& params, const Threads& threads) {
+  const cuda::Device device{.multiprocessors = static_cast<int>(threads.count),
+                            .smem_per_block = 99 * 1024,
+                            .compute_capability = 80};
+  std::vector<char> workspace(cuda::attention_workspace(params, device));
+  ASSERT_EQ(cuda::attention(params, device, workspace.data(), {}), cuda::kSuccess);
+}
+
+namespace {
+
+struct Call {
+  Case problem;
+  Layout layout;
+  int64_t multiprocessors;
+};
+
+constexpr Format kPlain{DType::kBFloat16, DType::kBFloat16};
+constexpr Format kInt8{DType::kBFloat16, DType::kInt8};
+const Call kCalls[] = {
+    {{kPlain, {.B = 2, .G = 8, .S = 700}, {}}, {}, 100},
+    {{kPlain, {.B = 3, .G = 8, .S = 1000}, {}}, {.page_size = 24}, 1},  // whole groups of chunks
+    {{kPlain, {.B = 4, .G = 5, .T = 6, .S = 600}, {.is_causal = true}}, {}, 1},  // two warps
+    {{kPlain, {.G = 4, .T = 4, .S = 333}, {.is_causal = true, .window_left = 40}}, {}, 100},
+    {{kInt8, {.B = 2, .G = 8, .S = 200}, {}}, {}, 100},
+};
+
+void check_all() {
+  for (const Call& call : kCalls) {
+    SCOPED_TRACE(testing::Message() << call.problem << ", " << call.layout);
+    const Problem problem(call.problem, /*seed=*/9);
+    Threads device;
+    device.count = call.multiprocessors;
+    Formula(problem).expect_close(attend(problem, call.layout, device),
+                                  unit_roundoff(DType::kBFloat16));
+    if (testing::Test::HasFailure()) return;
+  }
+}
+
+TEST(Kernels, GiveTheFormula) { check_all(); }
+
+TEST(Kernels, HaveNoRacesInAnySchedule) {
+  for (unsigned seed : {1, 2, 3}) {
+    emulation::set_options({.detect_races = true, .schedule_seed = seed});
+    check_all();
+  }
+  emulation::set_options({});
+}
+
+TEST(Kernels, HaveNoBankConflicts) {
+  emulation::take_stats();
+  check_all();
+  EXPECT_EQ(emulation::take_stats().bank_conflicts, 0u);
+}
+
+}  // namespace
+}  // namespace mqa::kernels

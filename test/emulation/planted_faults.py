@@ -1,0 +1,224 @@
+"""Plants one fault after the other in the CUDA kernels and shows that their tests notice it.
+
+Run with pytest. Each fault is a text of a kernel's source, which must occur exactly once, and what
+stands there instead. A small set of kernels is built from the changed sources for each.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+KERNELS = ROOT / "csrc/kernels"
+COMPILER = os.environ.get("CXX", "g++")
+FLAGS = ["-std=c++20", "-O1", "-ffp-contract=off", "-Wno-unknown-pragmas"]
+SANITISED = ["-g1", "-fsanitize=address"]
+SOURCES = [
+    *(
+        ROOT / "test/emulation" / f"{name}.cpp"
+        for name in ("collectives", "machine", "matrix", "memory")
+    ),
+    *(
+        ROOT / "test/cpp/kernels" / f"attention_{name}.cpp"
+        for name in ("call", "oracle", "problem")
+    ),
+]
+
+LOADS, ATTEND, SCORES, COMBINE, TILE = (
+    f"cuda/{name}" for name in ("loads.cuh", "attend.cuh", "scores.cuh", "combine.cuh", "tile.h")
+)
+WAIT = "cp_async_wait<Tile::kStages - 2>();"
+RACE, WRONG, WRONG = (
+    "without a barrier",
+    "exceeds tolerance",
+    "which exceeds|evaluates to nan",
+)
+
+
+@dataclass
+class Fault:
+    name: str
+    file: str
+    text: str
+    instead: str
+    report: str  # a pattern that the failing tests print
+    sanitised: bool = False  # only AddressSanitizer sees it
+
+
+FAULTS = [
+    Fault("no wait for copies", ATTEND, WAIT, "", "copies in flight|which exceeds"),
+    Fault("wait for too few copies", ATTEND, WAIT, WAIT.replace("2", "1"), "copies in flight"),
+    Fault("no barrier of the warp", ATTEND, "sync_warp();", "", RACE),
+    Fault("no barrier of the block", ATTEND, "sync_block();", "", RACE),
+    Fault(
+        "stage reused too early",
+        ATTEND,
+        "fetch(tile + Tile::kStages - 1);",
+        "fetch(tile + Tile::kStages);",
+        "which exceeds|without a barrier",
+    ),
+    Fault(
+        "barrier after the fetch",
+        ATTEND,
+        "    if constexpr (kOneWarp) {\n      sync_warp();",
+        "    fetch(tile + Tile::kStages - 1);\n    if constexpr (kOneWarp) {\n      sync_warp();",
+        "which exceeds|without a barrier",
+    ),
+    Fault(
+        "no swizzle",
+        TILE,
+        "((chunk ^ swizzle) << 4)",
+        "((chunk ^ (swizzle & 0)) << 4)",
+        "bank_conflicts",
+    ),
+    Fault(
+        "another swizzle for copies",
+        LOADS,
+        "const int to = address + chunk_at<kBytes>(row, own_chunk);",
+        "const int to = address + chunk_at<kBytes>(row & ~1, own_chunk) + (row & 1) * kBytes;",
+        WRONG,
+    ),
+    Fault("one key too many", SCORES, "key >= end) scores", "key > end) scores", WRONG),
+    Fault("one key too few", SCORES, "key < begin ||", "key <= begin ||", WRONG),
+    Fault("last tile not masked", ATTEND, "key + Tile::kKeys > by_first.end", "false", WRONG),
+    Fault(
+        "slots beyond the end are read",
+        LOADS,
+        "slot < first_ || slot >= end_",
+        "slot < first_ || slot >= end_ + 1",
+        "heap-buffer-overflow",
+        sanitised=True,
+    ),
+    Fault(
+        "page of another slot",
+        ATTEND,
+        "loader.look_up(tile + 1);",
+        "loader.look_up(tile);",
+        WRONG,
+    ),
+    Fault(
+        "scale of another key",
+        SCORES,
+        "(8 * n + 2 * (lane_index() & 3)) * 4",
+        "(8 * n + (2 * lane_index() + 2 & 6)) * 4",
+        WRONG,
+    ),
+    Fault("sum of half the keys", ATTEND, "sum += shfl_xor(sum, 2);", "", WRONG),
+    Fault(
+        "half a warp in a shuffle",
+        ATTEND,
+        "sum += shfl_xor(sum, 2);",
+        "if (lane_index() < 16) sum += shfl_xor(sum, 2);",
+        "divergent warp|never come",
+    ),
+    Fault(
+        "chunk not cleared", ATTEND, "if (tile + 1 < tiles_end) clear<Tile>(out, rows);", "", WRONG
+    ),
+    Fault(
+        "last chunk not folded",
+        COMBINE,
+        "part * a.part_chunks < end_chunk;",
+        "part + 1 < end_chunk;",
+        WRONG,
+    ),
+    Fault("no barrier before groups are folded", COMBINE, "sync_block();", "", RACE),
+    Fault(
+        "shared memory for one stage less",
+        TILE,
+        "kTotals = kQueryBytes + kStages * kStageBytes;",
+        "kTotals = kQueryBytes + (kStages - 1) * kStageBytes;",
+        "leaves shared memory|without a barrier",
+    ),
+]
+
+
+def run(command: list[object]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(x) for x in command], capture_output=True, text=True)
+
+
+def compile_to(target: Path, flags: list[object]) -> None:
+    launcher = ["ccache"] if shutil.which("ccache") else []
+    done = run([*launcher, COMPILER, *FLAGS, *flags, "-o", target])
+    assert done.returncode == 0, done.stderr
+
+
+def include(csrc: Path) -> list[object]:
+    # kernels/attention_call.h is the tests'; the emulation includes kernels/numeric.h.
+    return [f"-I{csrc}", f"-I{ROOT / 'test/emulation'}", f"-I{ROOT / 'test/cpp'}"]
+
+
+class Builds:
+    """The parts that faults do not change, built once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._objects: dict[bool, list[Path]] = {}
+
+    def objects(self, sanitised: bool) -> list[Path]:
+        if sanitised not in self._objects:
+            flags = SANITISED if sanitised else []
+            made = [self.folder / f"{source.stem}{sanitised}.o" for source in SOURCES]
+            for source, target in zip(SOURCES, made, strict=True):
+                compile_to(target, [*flags, *include(ROOT / "csrc"), "-c", source])
+            self._objects[sanitised] = made
+        return self._objects[sanitised]
+
+    def test(self, csrc: Path, sanitised: bool) -> subprocess.CompletedProcess[str]:
+        """Builds the kernels of `csrc` and runs their tests."""
+        flags = SANITISED if sanitised else []
+        made = []
+        for source in (
+            ROOT / "test/emulation/faults/kernels_test.cpp",
+            csrc / "kernels/cuda/attention.cu",
+        ):
+            made.append(csrc / f"{source.stem}.o")
+            compile_to(made[-1], [*flags, *include(csrc), "-c", "-x", "c++", source])
+        program = csrc / "kernels_test"
+        compile_to(program, [*flags, *made, *self.objects(sanitised), "-lgtest", "-lgtest_main"])
+        return run([program])
+
+
+@pytest.fixture(scope="session")
+def builds(tmp_path_factory: pytest.TempPathFactory) -> Builds:
+    return Builds(tmp_path_factory.mktemp("objects"))
+
+
+def copy_kernels(folder: Path) -> Path:
+    shutil.copytree(KERNELS, folder / "csrc/kernels", ignore=shutil.ignore_patterns("cpu"))
+    return folder / "csrc"
+
+
+def test_without_a_fault(builds: Builds, tmp_path: Path) -> None:
+    for sanitised in (False, True):
+        done = builds.test(copy_kernels(tmp_path / str(sanitised)), sanitised)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.replace(" ", "-"))
+def test_fault_is_noticed(fault: Fault, builds: Builds, tmp_path: Path) -> None:
+    csrc = copy_kernels(tmp_path)
+    path = csrc / "kernels" / fault.file
+    source = path.read_text()
+    assert source.count(fault.text) == 1
+    path.write_text(source.replace(fault.text, fault.instead))
+    done = builds.test(csrc, fault.sanitised)
+    assert done.returncode != 0
+    assert re.search(fault.report, done.stdout + done.stderr), done.stdout + done.stderr
+
+
+CUDA_NAMES = re.compile(
+    r"\b(threadIdx|blockIdx|blockDim|gridDim|__\w+__|__(?!COUNTER)[a-z]\w*|asm|cuda[A-Z]\w*|__half)\b"
+)
+
+
+@pytest.mark.parametrize("path", sorted(KERNELS.glob("cuda/*")), ids=lambda path: path.name)
+def test_only_device_cuh_knows_cuda(path: Path) -> None:
+    if path.name == "device.cuh":
+        return
+    code = re.sub(r"//.*", "", path.read_text())
+    assert CUDA_NAMES.findall(code) == []

@@ -15,23 +15,29 @@ import torch
 
 from commands import exit_code
 from mqa.__main__ import main
-from mqa.bench import floor, run
-from mqa.bench.cases import Case
-from mqa.bench.floor import Floor
+from mqa.bench import floor, floor_cpu, run
+from mqa.bench.cases import AppendCase, Case, flash_decoding_cases
+from mqa.bench.device import DEVICES, Cpu
+from mqa.bench.extras import COPY, measure_append
+from mqa.bench.floor_cpu import CpuFloor
+from mqa.bench.floor_cuda import CudaFloor
+from mqa.bench.floor_cuda import measure as measure_cuda_floor
 from mqa.bench.inputs import Inputs, NotEnoughMemoryError, make_inputs, num_caches
 from mqa.bench.measure import FloorGauge, Options, Result, difference, measure_case
 from mqa.bench.others import Others
 from mqa.bench.peers import CONTENDERS, OURS, OURS_UNQUANTISED, PEERS
 from mqa.bench.peers.contender import Contender
 from mqa.bench.plots import series
-from mqa.bench.reading import Reader
+from mqa.bench.reading import Copier, Reader
+from mqa.bench.replay import MIN_SECONDS, replayed
 from mqa.bench.report import Report, missing, notes
 from mqa.bench.summary import summarise
 from mqa.bench.timing import MAX_SAMPLES, MIN_SAMPLES, Samples, interleave
 from mqa.commands import bench
 
 DECODE = Case("float32", 8, 64, 100, 2, 1, 1, is_cold=False)
-MACHINE = Floor(
+CPU = Cpu()
+MACHINE = CpuFloor(
     isa="amx",
     threads=1,
     read={1000: 8e9, 10_000: 4e9, 100_000: 2e9},
@@ -53,10 +59,11 @@ class Clock:
     def __call__(self) -> float:
         return self.now
 
-    def work(self, name: str, seconds: float) -> Callable[[int], None]:
-        def function(_: int) -> None:
+    def work(self, name: str, seconds: float) -> Callable[[int], float]:
+        def function(_: int) -> float:
             self.log.append(name)
             self.now += seconds
+            return seconds
 
         return function
 
@@ -67,12 +74,12 @@ def samples(median: float) -> Samples:
 
 def result(case: Case, seconds: dict[str, float], least: float = 1.0) -> Result:
     timed = {name: samples(value) for name, value in seconds.items()}
-    return Result(case, 1, timed, {}, None, None, floor.Bound(least, "memory"))
+    return Result(case, 1, timed, {}, None, None, floor.Bound(least, "memory", 1.0))
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_tool_measures_positive_numbers(threads: int) -> None:
-    measured = floor.measure(threads)
+    measured = floor_cpu.measure(threads)
     assert measured.threads == threads
     assert [*measured.read] == sorted(measured.read)
     assert len(measured.read) > 5
@@ -85,7 +92,7 @@ def test_tool_measures_positive_numbers(threads: int) -> None:
 
 def test_tool_leaves_out_units_above_the_capped_isa(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MQA_CPU_ISA", "generic")
-    measured = floor.measure(1)
+    measured = floor_cpu.measure(1)
     assert measured.isa == "generic"
     assert measured.bfloat16_dot is None
     assert measured.bfloat16_amx is None
@@ -93,14 +100,14 @@ def test_tool_leaves_out_units_above_the_capped_isa(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("argument", ["0", "-1", "1025", "two", ""])
 def test_tool_refuses_other_numbers_of_threads(argument: str) -> None:
-    ended = subprocess.run([floor.TOOL, argument], capture_output=True, text=True)
+    ended = subprocess.run([floor_cpu.TOOL, argument], capture_output=True, text=True)
     assert ended.returncode == 2
     assert re.fullmatch("mqa-floor: expected one argument, .* 1 to 1024\n", ended.stderr)
 
 
 def test_missing_tool_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="mqa-floor, found none: run scripts/setup"):
-        floor.measure(1, tmp_path / "mqa-floor")
+        floor_cpu.measure(1, tmp_path / "mqa-floor")
 
 
 def test_work_of_a_decode_step() -> None:
@@ -180,9 +187,10 @@ def test_call_numbers_run_through_all_contenders() -> None:
     calls: list[int] = []
     clock = Clock()
 
-    def function(call: int) -> None:
+    def function(call: int) -> float:
         calls.append(call)
         clock.now += 1
+        return 1
 
     interleave({"a": function, "b": function}, budget=8, clock=clock)
     assert calls == [*range(8)]
@@ -227,23 +235,87 @@ def test_pauses_take_budget_but_are_not_timed() -> None:
     assert timed["a"].count == pytest.approx(4 * timed["b"].count, abs=3)
 
 
-def test_rehearsals_take_budget_but_are_not_timed() -> None:
+def test_a_cpu_call_is_timed_alone_and_may_be_rehearsed() -> None:
     clock = Clock()
-    durations = iter([5.0, 1.0] * 4)
+    durations = iter([5.0, 1.0, 7.0, 2.0, 3.0])
+    calls: list[int] = []
 
-    def function(_: int) -> None:
+    def function(call: int) -> None:
+        calls.append(call)
         clock.now += next(durations)
 
-    timed = interleave({"a": function}, budget=24, rehearse=True, clock=clock)
-    assert timed["a"] == Samples(1.0, 1.0, 1.0, 4)
+    cpu = Cpu(clock)
+    rehearsed = cpu.timed(function, 2, rehearse=True)
+    assert [rehearsed(0), rehearsed(3)] == [1.0, 2.0]
+    assert cpu.timed(function, 2, rehearse=False)(4) == 3.0
+    assert calls == [0, 0, 1, 1, 0]
+
+
+class Graphs:
+    """A device on which each call takes a while, when it is made and not when it is recorded."""
+
+    def __init__(self, seconds: float) -> None:
+        self.call_seconds = seconds
+        self.now = 0.0
+        self.calls: list[int] = []
+        self.recorded: list[int] | None = None
+
+    def run(self, call: int) -> None:
+        if self.recorded is not None:
+            self.recorded.append(call)
+            return
+        self.calls.append(call)
+        self.now += self.call_seconds
+
+    def seconds(self, function: Callable[[], object]) -> float:
+        start = self.now
+        function()
+        return self.now - start
+
+    def capture(self, function: Callable[[], object]) -> Callable[[], object]:
+        self.recorded = calls = []
+        function()
+        self.recorded = None
+        return lambda: [self.run(call) for call in calls]
+
+
+def test_a_replay_holds_all_caches_equally_often_and_lasts_long_enough() -> None:
+    device = Graphs(seconds=MIN_SECONDS / 10)
+    timed = replayed(device, device.run, 3, rehearse=False)
+    device.calls.clear()
+    assert timed(7) == pytest.approx(MIN_SECONDS / 10)
+    assert device.calls == [0, 1, 2] * 4
+    device.calls.clear()
+    assert replayed(device, device.run, 20, rehearse=True)(0) == pytest.approx(MIN_SECONDS / 10)
+    assert device.calls[-40:] == [*range(20)] * 2
+
+
+def test_floor_of_a_gpu_is_a_copy_and_products() -> None:
+    def seconds(function: Callable[[], object]) -> float:
+        function()
+        return 0.5
+
+    gpu = measure_cuda_floor(torch.device("cpu"), seconds, 8 * 1024, 1, sizes={"float32": 64})
+    assert gpu == CudaFloor(1, 2 * 1024 / 0.5, {"float32": 2 * 64**3 / 0.5})
+    assert floor.bound(DECODE, gpu, 10**9).term == "memory"
+    assert floor.bound(DECODE, gpu, 10**9, moved=1e12).term == "flops"
+
+
+def test_copies_move_the_bytes_that_they_say() -> None:
+    moves = Copier(10_000, torch.device("cpu")).prepare(3_000)
+    assert moves.count == 3
+    assert moves.bytes == 3_000
+    moves.run(2)
 
 
 def test_median_minimum_and_maximum() -> None:
     clock = Clock()
     durations = iter([6.0, 1.0, 3.0])
 
-    def function(_: int) -> None:
-        clock.now += next(durations)
+    def function(_: int) -> float:
+        seconds = next(durations)
+        clock.now += seconds
+        return seconds
 
     assert interleave({"a": function}, budget=10, clock=clock)["a"] == Samples(3.0, 1.0, 6.0, 3)
 
@@ -269,7 +341,7 @@ def test_caches_that_do_not_fit_are_refused() -> None:
 
 @pytest.mark.parametrize("cache_dtype", ["float32", "int8"])
 def test_caches_are_equal_but_not_the_same_memory(cache_dtype: str) -> None:
-    caches = make_inputs(replace(DECODE, cache_dtype=cache_dtype), 3).caches
+    caches = make_inputs(replace(DECODE, cache_dtype=cache_dtype), 3, CPU).caches
     for name in ("key", "value", *(("key_scale", "value_scale") if cache_dtype == "int8" else ())):
         tensors = [getattr(cache, name) for cache in caches]
         assert all(torch.equal(tensor, tensors[0]) for tensor in tensors)
@@ -291,9 +363,12 @@ def test_peers_agree_with_ours_or_say_why_not(cache_dtype: str, tokens: int, nam
         pytest.skip("compiles for seconds; the other dtypes take the same path")
     context = tokens if tokens > 1 else 100
     case = replace(DECODE, cache_dtype=cache_dtype, group=6, tokens=tokens, context=context)
-    measured = measure_case(case, MACHINE, Reader(1024), Options([OURS, name], 0.001, 1))
+    measured = measure_case(case, MACHINE, Reader(1024), Options([OURS, name], 0.001, 1), CPU)
     if name in measured.problems:
-        assert re.search("No module named|cannot mask|only$", measured.problems[name])
+        assert re.search(
+            "No module named|cannot mask|only$|only decode|No available kernel",
+            measured.problems[name],
+        )
     else:
         assert measured.seconds[name].median > 0
 
@@ -302,12 +377,12 @@ def test_peers_agree_with_ours_or_say_why_not(cache_dtype: str, tokens: int, nam
 def test_quantised_cache_is_compared_with_a_bfloat16_one(cache_dtype: str) -> None:
     case = replace(DECODE, cache_dtype=cache_dtype, is_cold=True)
     options = Options([OURS, OURS_UNQUANTISED, "SDPA"], 0.01, 10 * case.cache_bytes)
-    measured = measure_case(case, MACHINE, Reader(10**6), options)
+    measured = measure_case(case, MACHINE, Reader(10**6), options, CPU)
     assert {*measured.seconds} == {OURS, OURS_UNQUANTISED}
     assert measured.problems == {"SDPA": f"reads no {cache_dtype} cache with scales"}
     assert measured.num_caches == 10
-    assert measured.read_bandwidth is not None
-    assert measured.read_bandwidth > 0
+    assert measured.moved_bandwidth is not None
+    assert measured.moved_bandwidth > 0
 
 
 def test_means_and_minima() -> None:
@@ -340,7 +415,9 @@ def test_plotted_series_is_the_longest_and_most_typical() -> None:
 
 
 def test_names_of_the_command_line_are_those_of_the_peers() -> None:
-    assert [*PEERS] == [*bench.PEER_NAMES]
+    names = {name for of_device in bench.PEER_NAMES.values() for name in of_device}
+    assert {*PEERS} == names
+    assert {*bench.PEER_NAMES} == {*bench.FULL} == {*bench.QUICK} == {*DEVICES}
 
 
 def absent(inputs: Inputs) -> Contender:
@@ -363,7 +440,7 @@ def test_small_run(
     monkeypatch.setitem(CONTENDERS, "vLLM", absent)
     monkeypatch.setitem(CONTENDERS, "SDPA folded", wrong)
     monkeypatch.setitem(CONTENDERS, "onnxruntime", broken_on_float32)
-    monkeypatch.setattr(floor, "measure", lambda threads: replace(MACHINE, threads=threads))
+    monkeypatch.setattr(floor_cpu, "measure", lambda threads: replace(MACHINE, threads=threads))
     grid = "--dtype fp32 bf16 --group 1 8 --head-dim 64 --context 128 256 --batch 1 2 --threads 1"
     peers = ["--peer", "SDPA", "SDPA folded", "matmul+softmax", "onnxruntime", "vLLM"]
     how = "--prefill 64 --budget 0.01 --cold-bytes 4MiB"
@@ -401,7 +478,7 @@ def test_small_run(
         assert row["speedup_best_peer"] == pytest.approx(best / ours["median"])
         assert row["floor_fraction"] == pytest.approx(row["bound"]["seconds"] / ours["median"])
         assert row["num_caches"] > 1 or not row["case"]["is_cold"]
-    assert {(row["cache_dtype"], row["tokens"]) for row in report["append"]} == {
+    assert {(row["case"]["cache_dtype"], row["case"]["tokens"]) for row in report["append"]} == {
         (dtype, tokens) for dtype in ("float32", "bfloat16") for tokens in (1, 512, 8192)
     }
     assert [row["dtype"] for row in report["overhead"]] == ["float32", "bfloat16"]
@@ -435,10 +512,10 @@ def test_disturbed_case_is_measured_again_and_the_quieter_result_kept(
         return replace(result(case, {OURS: 1.0}), others=next(others[case]))
 
     monkeypatch.setattr(run, "measure_case", measure)
-    monkeypatch.setattr(floor, "measure", lambda _: MACHINE)
+    monkeypatch.setattr(floor_cpu, "measure", lambda _: MACHINE)
     report = Report({}, {}, [])
     plan = run.Plan([quiet, loud], [], [], Options([OURS], 1, 1024), None)
-    run.run(plan, report, lambda: None, 0)
+    run.run(plan, report, lambda: None, 0, CPU)
     assert [r.others for r in report.results] == [0.1, 0.5]
     (note,) = notes(report)
     assert note.startswith("disturbed: 1 cases")
@@ -455,9 +532,10 @@ def test_case_too_large_and_interrupted_ones_are_left_out(monkeypatch: pytest.Mo
         return result(case, {OURS: 1.0})
 
     monkeypatch.setattr(run, "measure_case", measure)
-    monkeypatch.setattr(floor, "measure", lambda _: MACHINE)
+    monkeypatch.setattr(floor_cpu, "measure", lambda _: MACHINE)
     report = Report({}, {}, [])
-    run.run(run.Plan(cases, [], [], Options([OURS], 1, 1024), None), report, lambda: None, 0)
+    plan = run.Plan(cases, [], [], Options([OURS], 1, 1024), None)
+    run.run(plan, report, lambda: None, 0, CPU)
     assert [r.case.group for r in report.results] == [2]
     reasons = [(case.group, reason) for case, reason in report.skipped]
     assert reasons == [(1, "too large"), (3, "interrupted"), (4, "interrupted")]
@@ -489,20 +567,63 @@ def test_others_are_all_but_this_process(tmp_path: Path, monkeypatch: pytest.Mon
 def test_cold_and_warm_select_decode_cases(option: list[str], temperatures: set[bool]) -> None:
     parser = argparse.ArgumentParser()
     bench.add_arguments(parser)
-    plan = bench.make_plan(parser.parse_args(["--table", "decode", *option]))
+    plan = bench.make_plan(parser.parse_args(["--table", "decode", *option]), 1)
     assert {case.is_cold for case in plan.cases} == temperatures
-    assert len(plan.cases) == 5 * 7 * 3 * 3 * 2 * len(bench.FULL["threads"]) * len(temperatures)
+    assert len(plan.cases) == 5 * 7 * 3 * 3 * 2 * len(bench.FULL["cpu"]["threads"]) * len(
+        temperatures
+    )
 
 
 def test_selected_group_and_head_dim_hold_for_prefill_too() -> None:
     parser = argparse.ArgumentParser()
     bench.add_arguments(parser)
     options = "--table prefill --dtype int8 fp32 --group 3 --head-dim 80 --threads 2"
-    plan = bench.make_plan(parser.parse_args(options.split()))
+    plan = bench.make_plan(parser.parse_args(options.split()), 1)
     assert plan.append == plan.overhead == []
     assert [*plan.cases] == [
-        Case("float32", 3, 80, length, 1, length, 2, False) for length in bench.FULL["prefill"]
+        Case("float32", 3, 80, length, 1, length, 2, False)
+        for length in bench.FULL["cpu"]["prefill"]
     ]
+
+
+def test_a_gpu_has_a_grid_of_its_own() -> None:
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    plan = bench.make_plan(parser.parse_args(["--device", "cuda"]), 123)
+    decode = [case for case in plan.cases if case.tokens == 1 and case.kv_heads == 1]
+    assert len(decode) == 4 * 6 * 3 * 4 * 3
+    assert all(case.is_cold for case in decode)
+    flash_decoding = [case for case in plan.cases if case.kv_heads == 2]
+    assert len(flash_decoding) == 4 * 10
+    assert plan.overhead == []
+    assert plan.options.cold_bytes == 123
+    assert "FlashInfer" in plan.options.contenders
+    assert "vLLM" not in plan.options.contenders
+
+
+def test_grid_of_flash_decoding_has_the_same_memory_in_many_shapes() -> None:
+    cases = [*flash_decoding_cases(cache_dtypes=["bfloat16"], threads=[1])]
+    assert {case.batch * case.context for case in cases[:-1]} == {65536}
+    assert cases[-1].context == 131072
+    assert {case.query_heads for case in cases} == {16}
+    assert cases[0].cache_bytes == 2 * 65536 * 2 * 128 * 2
+
+
+@pytest.mark.parametrize("cache_dtype", ["float32", "int8"])
+def test_append_counts_bytes_and_writes_every_sequence(cache_dtype: str) -> None:
+    case = AppendCase(cache_dtype, 3, 5, 1)
+    measured = measure_append(case, 0.001, CPU)
+    read = 2 * 3 * 5 * 128 * (2 if cache_dtype == "int8" else 4)
+    written = 2 * 3 * 5 * (128 + 4) if cache_dtype == "int8" else read
+    assert measured.bytes == {OURS: read + written, COPY: 2 * read}
+    assert measured.seconds[OURS].median > 0
+
+
+@pytest.mark.parametrize("name", ["SDPA", "SDPA folded", "matmul+softmax"])
+def test_peers_take_several_kv_heads(name: str) -> None:
+    case = replace(DECODE, group=4, kv_heads=2)
+    measured = measure_case(case, MACHINE, Reader(1024), Options([OURS, name], 0.001, 1), CPU)
+    assert measured.problems == {}
 
 
 def test_deadline_leaves_cases_out(
@@ -533,6 +654,12 @@ def test_reason_of_a_contender_that_was_timed_once_is_no_reason_to_call_it_missi
         (["--cold-bytes", "lots"], "argument --cold-bytes: expected a size .* got 'lots'"),
         (["--output", "file"], "file: File exists"),
         (["--quick", "--output", "folder"], "expected the program .*mqa-floor, found none"),
+        (["--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
+        pytest.param(
+            ["--device", "cuda", "--output", "folder"],
+            "expected a GPU for the device cuda, but torch finds none",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU"),
+        ),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(
@@ -543,7 +670,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(floor.measure, "__defaults__", (tmp_path / "mqa-floor",))
+    monkeypatch.setattr(floor_cpu.measure, "__defaults__", (tmp_path / "mqa-floor",))
     Path("file").touch()
     code = exit_code("bench", *arguments)
     error = capfd.readouterr().err

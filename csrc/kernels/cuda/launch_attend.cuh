@@ -14,7 +14,8 @@ Status launch_tile(const Plan& plan, const AttentionArgs& args, Stream stream) {
 
 template <class Query, class Stored, int kD>
 Status launch_head_dim(const Plan& plan, const AttentionArgs& args, Stream stream) {
-  constexpr int kMostRows = most_tile_rows(kD, std::is_same_v<Query, float>);
+  using Smallest = Tile<kD, kD, 1, 1, 1, Query, Stored>;
+  constexpr int kMostRows = most_tile_rows(kD, Smallest::kIsFloat, Smallest::kHasUnits);
   const auto launch_rows = [&](auto row_warps, auto row_groups) {
     using Rows = Tile<kD, kD, row_warps, row_groups, 1, Query, Stored>;
     return launch_tile<Rows>(plan, args, stream);
@@ -29,7 +30,7 @@ Status launch_head_dim(const Plan& plan, const AttentionArgs& args, Stream strea
     if (plan.tile_rows == 64) return launch_rows(kFour, kOne);
   }
   if (plan.tile_rows == 32) return launch_rows(kTwo, kOne);
-  return launch_rows(kOne, kOne);
+  return launch_tile<Smallest>(plan, args, stream);
 }
 
 template <class Query, class Stored>

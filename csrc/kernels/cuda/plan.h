@@ -8,16 +8,15 @@
 
 namespace mqa::kernels::cuda {
 
-// Rows of the largest tile that registers and shared memory hold.
-constexpr int most_tile_rows(int head_dim, bool is_float) {
+// Rows of the largest tile that registers and shared memory hold. `has_units`: Tile::kHasUnits.
+constexpr int most_tile_rows(int head_dim, bool is_float, bool has_units) {
   if (head_dim > 256) return 16;
   if (is_float) return head_dim > 128 ? 32 : 64;
-  return head_dim > 128 ? 64 : 128;
+  return head_dim > 128 || has_units ? 64 : 128;
 }
 
 // Rows of a tile that suit a KV head's G * T rows.
-constexpr int tile_rows(int64_t rows, int head_dim, bool is_float) {
-  const int most = most_tile_rows(head_dim, is_float);
+constexpr int tile_rows(int64_t rows, int most) {
   int tile = 16;
   while (tile < rows && tile < most) tile *= 2;
   return tile;
@@ -36,7 +35,9 @@ inline Plan plan_of(const AttentionParams& p, const Device& device) {
   const int64_t rows = p.H_q / p.H_kv * p.T, D = std::max(p.D, p.D_v);
   Plan plan{};
   plan.head_dim = D <= 64 ? 64 : D <= 128 ? 128 : D <= 256 ? 256 : 576;
-  plan.tile_rows = tile_rows(rows, plan.head_dim, p.dtype == DType::kFloat32);
+  const bool has_units = p.dtype == DType::kFloat16 && size_of(p.key.dtype) == 1;
+  plan.tile_rows =
+      tile_rows(rows, most_tile_rows(plan.head_dim, p.dtype == DType::kFloat32, has_units));
   plan.row_tiles = static_cast<int>((rows + plan.tile_rows - 1) / plan.tile_rows);
   const int64_t chunks = most_chunks(p.S, split_tiles(p.H_kv, rows));
   const int64_t items = p.B * p.H_kv * plan.row_tiles;

@@ -44,7 +44,7 @@ struct Tile {
   // Keys in a stage: about 16 KB, and not more scores than registers hold. For all numbers of rows
   // the same, so that a row's bits do not depend on how many there are.
   static constexpr int keys() {
-    int keys = kD > 64 ? 32 : 64;
+    int keys = kD > 64 || kIsFloat ? 32 : 64;
     while (keys > (kIsFloat ? 8 : 16) && keys * (kKeyRowBytes + kValueRowBytes) > 16 * 1024) {
       keys /= 2;
     }

@@ -6,36 +6,33 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 import mqa
-from mqa.bench.cases import DTYPE_BYTES, QUANTISED, SCALE_BYTES, Case
+from mqa.bench.cases import QUANTISED, AppendCase, Case
+from mqa.bench.device import Device
 from mqa.bench.inputs import make_inputs
 from mqa.bench.peers import OURS, SDPA
 from mqa.bench.timing import Samples, interleave
 
 COPY = "copy_"
 
-SLOTS = 8192
-HEAD_DIM = 128
-
+LEAST_SLOTS = 8192
 SHORT_CONTEXT = 128
 GROUP = 8
 
 
 @dataclass(frozen=True)
 class AppendResult:
-    """Appending `tokens` keys and values to a cache of one sequence and one head of 128.
-
-    An 8-bit cache takes bfloat16 and quantises it; `copy_` writes to a bfloat16 cache then.
+    """Appending keys and values to a cache that is larger than what is appended.
 
     Attributes:
+        seconds: By contender.
         bytes: By contender: read from the new keys and values and written to the cache.
     """
 
-    cache_dtype: str
-    tokens: int
-    threads: int
+    case: AppendCase
     seconds: dict[str, Samples]
     bytes: dict[str, int]
 
@@ -53,58 +50,62 @@ class OverheadResult:
 
 
 @torch.no_grad()
-def measure_append(cache_dtype: str, tokens: int, threads: int, budget: float) -> AppendResult:
+def measure_append(case: AppendCase, budget: float, device: Device) -> AppendResult:
     """Times kv_append against copy_, at positions that move through the cache."""
-    torch.set_num_threads(threads)
-    source_dtype = "bfloat16" if cache_dtype in QUANTISED else cache_dtype
-    source = torch.randn(2, 1, 1, tokens, HEAD_DIM).to(getattr(torch, source_dtype))
-    cache = torch.zeros(2, 1, 1, SLOTS, HEAD_DIM, dtype=getattr(torch, cache_dtype))
-    copied = torch.zeros(2, 1, 1, SLOTS, HEAD_DIM, dtype=source.dtype)
-    scales: Sequence[torch.Tensor | None] = (None, None)
-    if cache_dtype in QUANTISED:
-        scales = torch.zeros(2, 1, 1, SLOTS).unbind()
-    positions = torch.arange(0, SLOTS, tokens).view(-1, 1)
-    (keys, values), (key, value) = cache, source
+    torch.set_num_threads(case.threads)
+    width = case.HEAD_DIM
+    slots = max(LEAST_SLOTS, 2 * case.tokens) // case.tokens * case.tokens
+
+    def zeros(*shape: int, dtype: str) -> Tensor:
+        return torch.zeros(shape, dtype=getattr(torch, dtype), device=device.torch)
+
+    source = torch.randn(2, case.batch, 1, case.tokens, width, device=device.torch)
+    key, value = source.to(getattr(torch, case.dtype))
+    keys, values = zeros(2, case.batch, 1, slots, width, dtype=case.cache_dtype)
+    copied = zeros(2, case.batch, 1, slots, width, dtype=case.dtype)
+    scales: Sequence[Tensor | None] = (None, None)
+    if case.cache_dtype in QUANTISED:
+        scales = zeros(2, case.batch, 1, slots, dtype="float32").unbind()
+    starts = range(0, slots, case.tokens)
+    positions = [
+        torch.full((case.batch,), start, dtype=torch.int64, device=device.torch) for start in starts
+    ]
 
     def append(i: int) -> None:
-        position = positions[i % len(positions)]
         mqa.kv_append(
-            keys, values, key, value, position, key_scale=scales[0], value_scale=scales[1]
+            keys, values, key, value, positions[i], key_scale=scales[0], value_scale=scales[1]
         )
 
     def copy(i: int) -> None:
-        start = i % len(positions) * tokens
-        copied[0, :, :, start : start + tokens].copy_(key)
-        copied[1, :, :, start : start + tokens].copy_(value)
+        place = slice(starts[i], starts[i] + case.tokens)
+        copied[0, :, :, place].copy_(key)
+        copied[1, :, :, place].copy_(value)
 
-    elements = 2 * tokens * HEAD_DIM
-    read = elements * DTYPE_BYTES[source_dtype]
-    written = elements * DTYPE_BYTES[cache_dtype]
-    written += 2 * tokens * SCALE_BYTES if cache_dtype in QUANTISED else 0
-    seconds = _warm_and_time({OURS: append, COPY: copy}, budget)
-    return AppendResult(
-        cache_dtype, tokens, threads, seconds, {OURS: read + written, COPY: 2 * read}
-    )
+    seconds = _warm_and_time({OURS: append, COPY: copy}, len(starts), budget, device)
+    return AppendResult(case, seconds, {OURS: case.bytes, COPY: case.copied_bytes})
 
 
 @torch.no_grad()
-def measure_overhead(dtype: str, threads: int, budget: float) -> OverheadResult:
+def measure_overhead(dtype: str, threads: int, budget: float, device: Device) -> OverheadResult:
     """Times mqa.attention against scaled_dot_product_attention at S = 128."""
     torch.set_num_threads(threads)
     case = Case(dtype, GROUP, 64, SHORT_CONTEXT, 1, 1, threads, is_cold=False)
-    inputs = make_inputs(case, 1)
+    inputs = make_inputs(case, 1, device)
     query, key, value = inputs.query, inputs.caches[0].key, inputs.caches[0].value
     functions: dict[str, Callable[[int], object]] = {
         OURS: lambda _: mqa.attention(query, key, value),
         SDPA: lambda _: scaled_dot_product_attention(query, key, value, enable_gqa=True),
     }
-    seconds = _warm_and_time(functions, budget)
+    seconds = _warm_and_time(functions, 1, budget, device)
     return OverheadResult(dtype, SHORT_CONTEXT, GROUP, case.head_dim, threads, seconds)
 
 
 def _warm_and_time(
-    functions: dict[str, Callable[[int], object]], budget: float
+    functions: dict[str, Callable[[int], object]], count: int, budget: float, device: Device
 ) -> dict[str, Samples]:
     for function in functions.values():
         function(0)
-    return interleave(functions, budget)
+    timed = {
+        name: device.timed(function, count, rehearse=False) for name, function in functions.items()
+    }
+    return interleave(timed, budget)

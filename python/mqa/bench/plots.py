@@ -26,6 +26,9 @@ COLORS = {
     "matmul+softmax": "#9aa5b1",
     "onnxruntime": "#b3661b",
     "vLLM": "#c0392b",
+    "SDPA flash": "#7b2cbf",
+    "FlashAttention": "#e63946",
+    "FlashInfer": "#457b9d",
 }
 FLOOR_COLOR = "#333333"
 DTYPE_COLORS = {
@@ -188,23 +191,16 @@ def _roofline_points(axes: Axes, results: Sequence[Result], dtype: str, color: s
 def _roofs(axes: Axes, floor: Floor, results: Sequence[Result]) -> None:
     intensity = [result.case.flops / result.case.bytes for result in results]
     low, high = min(intensity) / 2, max(intensity) * 2
-    slopes = {"memory": max(floor.read), "1 MiB": 2**20}
-    for (name, size), style in zip(slopes.items(), ("-", ":"), strict=True):
-        bandwidth = floor.bandwidth(size) / 1e9
-        label = f"read, {name}: {bandwidth:.0f} GB/s"
+    for (name, rate), style in zip(floor.slopes().items(), ("-", ":"), strict=False):
+        bandwidth = rate / 1e9
+        label = f"{name}: {bandwidth:.0f} GB/s"
         ends = [low * bandwidth, high * bandwidth]
         axes.plot([low, high], ends, color=FLOOR_COLOR, linestyle=style, linewidth=1, label=label)
-    peaks = {
-        "float32 multiply-add": floor.float32_fma,
-        "bfloat16 dot": floor.bfloat16_dot,
-        "AMX": floor.bfloat16_amx,
-    }
-    for name, peak in peaks.items():
-        if peak:
-            axes.axhline(peak / 1e9, color=FLOOR_COLOR, linewidth=0.6, linestyle="-.")
-            label = f"{name}: {peak / 1e9:,.0f}"
-            axes.annotate(label, (low, peak / 1e9), fontsize=7, va="bottom")
-    axes.set_ylim(top=3 * max(peak for peak in peaks.values() if peak) / 1e9)
+    for name, peak in floor.roofs().items():
+        axes.axhline(peak / 1e9, color=FLOOR_COLOR, linewidth=0.6, linestyle="-.")
+        label = f"{name}: {peak / 1e9:,.0f}"
+        axes.annotate(label, (low, peak / 1e9), fontsize=7, va="bottom")
+    axes.set_ylim(top=3 * max(floor.roofs().values()) / 1e9)
 
 
 def _logarithmic(axes: Axes) -> None:

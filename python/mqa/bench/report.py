@@ -127,16 +127,27 @@ def _case_table(title: str, results: Sequence[Result]) -> Table:
     contenders = [
         name for name in CONTENDERS if any(_milliseconds(r, name) != MISSING for r in results)
     ]
-    header = ["cache", "thr", "D", "S", "B", "T", "G", *(f"{name} ms" for name in contenders)]
+    header = [
+        "cache",
+        "thr",
+        "D",
+        "S",
+        "B",
+        "T",
+        "H_kv",
+        "G",
+        *(f"{name} ms" for name in contenders),
+    ]
     header += ["best peer", "vs best", "vs SDPA", "of floor", "bound"]
     rows = []
     for result in results:
         case = result.case
-        sizes = (case.threads, case.head_dim, case.context, case.batch, case.tokens, case.group)
+        sizes = (case.threads, case.head_dim, case.context, case.batch, case.tokens)
+        heads = (case.kv_heads, case.group)
         rows.append(
             [
                 case.cache_dtype,
-                *map(str, sizes),
+                *map(str, sizes + heads),
                 *(_milliseconds(result, name) for name in contenders),
                 best_peer(result) or MISSING,
                 _number(speedup(result, best_peer(result))),
@@ -149,15 +160,14 @@ def _case_table(title: str, results: Sequence[Result]) -> Table:
 
 
 def _append_table(results: Sequence[AppendResult]) -> Table:
-    header = ["cache", "thr", "T", f"{OURS} us", f"{COPY} us", f"{OURS} GB/s", f"{COPY} GB/s"]
+    header = ["cache", "thr", "B", "T", f"{OURS} us", f"{COPY} us", f"{OURS} GB/s", f"{COPY} GB/s"]
     rows = []
     for result in results:
         times = {name: result.seconds[name].median for name in (OURS, COPY)}
         rows.append(
             [
-                result.cache_dtype,
-                str(result.threads),
-                str(result.tokens),
+                result.case.cache_dtype,
+                *map(str, (result.case.threads, result.case.batch, result.case.tokens)),
                 *(f"{time * 1e6:.1f}" for time in times.values()),
                 *(f"{result.bytes[name] / time / 1e9:.1f}" for name, time in times.items()),
             ]

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from mqa.bench import floor
-from mqa.bench.cases import Case
+from mqa.bench.cases import AppendCase, Case
+from mqa.bench.device import Device
 from mqa.bench.extras import measure_append, measure_overhead
 from mqa.bench.inputs import NotEnoughMemoryError
 from mqa.bench.measure import FloorGauge, Options, Result, measure_case
-from mqa.bench.reading import Reader
 from mqa.bench.report import Report
 
 SAVE_EVERY = 50  # cases: a peer that crashes the process takes no more with it
@@ -25,20 +24,22 @@ class Plan:
 
     Attributes:
         cases: Of attention.
-        append: Cache dtype, new tokens and threads, each a row of the table.
+        append: Of kv_append.
         overhead: Dtype and threads.
         options: How a case is measured.
         deadline: Seconds after which no case is begun, or None.
     """
 
     cases: Sequence[Case]
-    append: Sequence[tuple[str, int, int]]
+    append: Sequence[AppendCase]
     overhead: Sequence[tuple[str, int]]
     options: Options
     deadline: float | None
 
 
-def run(plan: Plan, report: Report, save: Callable[[], object], start: float) -> None:
+def run(
+    plan: Plan, report: Report, save: Callable[[], object], start: float, device: Device
+) -> None:
     """Fills the report, as far as the deadline and the user, who may press Ctrl-C, let it.
 
     Cases that other programs disturbed are measured once more at the end.
@@ -48,22 +49,23 @@ def run(plan: Plan, report: Report, save: Callable[[], object], start: float) ->
         report: The report to fill.
         save: Writes what the report holds so far.
         start: When the run began, by `time.monotonic`.
+        device: Where all calls are made.
     """
-    gauge = FloorGauge(floor.measure)
-    reader = Reader(plan.options.cold_bytes)
+    gauge = FloorGauge(device.measure_floor)
+    mover = device.mover(plan.options.cold_bytes)
     report.floors = gauge.all
 
     def is_late() -> bool:
         return plan.deadline is not None and time.monotonic() - start > plan.deadline
 
     def measure(case: Case) -> Result:
-        return measure_case(case, gauge.floor(case.threads), reader, plan.options)
+        return measure_case(case, gauge.floor(case.threads), mover, plan.options, device)
 
     try:
         for dtype, threads in tqdm(plan.overhead, desc="overhead", leave=False):
-            report.overhead.append(measure_overhead(dtype, threads, plan.options.budget))
-        for dtype, tokens, threads in tqdm(plan.append, desc="kv_append", leave=False):
-            report.append.append(measure_append(dtype, tokens, threads, plan.options.budget))
+            report.overhead.append(measure_overhead(dtype, threads, plan.options.budget, device))
+        for append_case in tqdm(plan.append, desc="kv_append", leave=False):
+            report.append.append(measure_append(append_case, plan.options.budget, device))
         for number, case in enumerate(tqdm(plan.cases, desc="attention", unit="case"), start=1):
             if is_late():
                 report.skipped.append((case, f"not begun within {plan.deadline:g} s"))

@@ -21,12 +21,14 @@ class Samples:
     count: int
 
 
+Timed = Callable[[int], float]  # makes the i-th call, returns the seconds that it took
+
+
 def interleave(
-    functions: Mapping[str, Callable[[int], object]],
+    functions: Mapping[str, Timed],
     budget: float,
     *,
     pauses: Mapping[str, float] | None = None,
-    rehearse: bool = False,
     clock: Callable[[], float] = time.perf_counter,
     sleep: Callable[[float], object] = time.sleep,
 ) -> dict[str, Samples]:
@@ -39,10 +41,8 @@ def interleave(
     Args:
         functions: By name. The argument numbers the calls, of all functions together: functions
             that read one of several caches in turn find the one that was not read for longest.
-        budget: Seconds for all functions together.
-        pauses: Seconds to sleep before a call, by name; they use up budget, but are not timed.
-        rehearse: Call each function once more before it is timed, which leaves in the processor's
-            caches what it reads rather than what the one before it did. Takes budget.
+        budget: Seconds for all functions together, whatever they spend them on.
+        pauses: Seconds to sleep before a call, by name; they use up budget.
         clock: Gives the time in seconds.
         sleep: Waits for a number of seconds.
     """
@@ -63,14 +63,9 @@ def interleave(
             turn = clock()
             if pause:
                 sleep(pause)
-            if rehearse:
-                functions[name](call)
-            start = clock()
-            functions[name](call)
-            end = clock()
+            seconds[name].append(functions[name](call))
             call += 1
-            seconds[name].append(end - start)
-            spent[name] += end - turn
+            spent[name] += clock() - turn
 
 
 def _takes_turn(count: int, spent: float, elapsed: float, budget: float, functions: int) -> bool:

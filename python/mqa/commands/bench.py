@@ -22,53 +22,97 @@ DESCRIPTION = """Times mqa.attention and every other implementation that is inst
 the same data, after comparing their results. Writes report.json, report.html and the plots. Without
 options it measures a large grid, which takes hours; options select a part of it."""
 
-TABLES = ("decode", "prefill", "append", "overhead")
+TABLES = ("decode", "prefill", "append", "overhead", "flash-decoding")
+DEFAULT_TABLES = {"cpu": TABLES[:4], "cuda": ("decode", "prefill", "append", "flash-decoding")}
 DTYPES = ("float32", "bfloat16", "float16", "int8", "float8_e4m3fn")
 PREFILL_DTYPES = ("float32", "bfloat16", "float16")
-APPENDED_TOKENS = (1, 512, 8192)
 QUICK_DEADLINE = 40  # seconds: leaves time to start, to end the case at hand and to draw
 
 CORES = os.cpu_count() or 1
-FULL: dict[str, Any] = {
-    "dtype": DTYPES,
-    "group": (1, 4, 8, 16, 32, 71, 128),
-    "head_dim": (64, 128, 256),
-    "context": (512, 8192, 65536),
-    "batch": (1, 8),
-    "threads": sorted({1, CORES}),
-    "prefill": (512, 1024, 2048, 4096, 8192),
-    "prefill_group": (8, 32),
-    "prefill_head_dim": (128,),
-    "budget": 1.0,
+FULL: dict[str, dict[str, Any]] = {
+    "cpu": {
+        "dtype": DTYPES,
+        "group": (1, 4, 8, 16, 32, 71, 128),
+        "head_dim": (64, 128, 256),
+        "context": (512, 8192, 65536),
+        "batch": (1, 8),
+        "threads": sorted({1, CORES}),
+        "prefill": (512, 1024, 2048, 4096, 8192),
+        "prefill_group": (8, 32),
+        "prefill_head_dim": (128,),
+        "appended": ((1, 1), (1, 512), (1, 8192)),  # sequences, tokens of each
+        "budget": 1.0,
+    },
+    "cuda": {
+        "dtype": ("bfloat16", "float16", "int8", "float8_e4m3fn"),
+        "group": (1, 8, 16, 32, 71, 128),
+        "head_dim": (64, 128, 256),
+        "context": (1024, 8192, 32768, 131072),
+        "batch": (1, 8, 64),
+        "threads": (1,),
+        "prefill": (512, 1024, 2048, 4096, 8192),
+        "prefill_group": (8, 32),
+        "prefill_head_dim": (64, 128),
+        "appended": ((1, 1), (64, 1), (1, 8192), (64, 1024)),
+        "budget": 0.3,
+    },
 }
-QUICK: dict[str, Any] = {
-    "dtype": ("float32", "bfloat16", "int8"),
-    "group": (1, 8, 32, 128),
-    "head_dim": (128,),
-    "context": (512, 8192),
-    "batch": (1,),
-    "threads": (CORES,),
-    "prefill": (512,),
-    "prefill_group": (8,),
-    "prefill_head_dim": (128,),
-    "budget": 0.2,
+QUICK: dict[str, dict[str, Any]] = {
+    "cpu": {
+        "dtype": ("float32", "bfloat16", "int8"),
+        "group": (1, 8, 32, 128),
+        "head_dim": (128,),
+        "context": (512, 8192),
+        "batch": (1,),
+        "threads": (CORES,),
+        "prefill": (512,),
+        "prefill_group": (8,),
+        "prefill_head_dim": (128,),
+        "appended": ((1, 1), (1, 512), (1, 8192)),
+        "budget": 0.2,
+    },
+    "cuda": {
+        "dtype": ("bfloat16", "int8"),
+        "group": (8, 32, 128),
+        "head_dim": (128,),
+        "context": (8192, 32768),
+        "batch": (1, 64),
+        "threads": (1,),
+        "prefill": (2048,),
+        "prefill_group": (8,),
+        "prefill_head_dim": (128,),
+        "appended": ((1, 1), (64, 1024)),
+        "budget": 0.1,
+    },
 }
 SLOW_TO_PREPARE = "FlexAttention"  # compiles each case for seconds
 # Names of the command line, which needs neither torch nor the peers to be imported.
-PEER_NAMES = (
-    "SDPA",
-    "SDPA folded",
-    "FlexAttention",
-    "matmul+softmax",
-    "onnxruntime",
-    "vLLM",
-)
+PEER_NAMES = {
+    "cpu": ("SDPA", "SDPA folded", "FlexAttention", "matmul+softmax", "onnxruntime", "vLLM"),
+    "cuda": (
+        "SDPA",
+        "SDPA flash",
+        "SDPA folded",
+        "FlexAttention",
+        "matmul+softmax",
+        "FlashAttention",
+        "FlashInfer",
+    ),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line of `mqa bench`."""
-    grid = parser.add_argument_group("what to measure (default: all)")
-    grid.add_argument("--table", nargs="+", choices=TABLES, default=TABLES)
+    parser.add_argument(
+        "--device", choices=[*FULL], default="cpu", help="cuda: the current GPU, as graph replays"
+    )
+    grid = parser.add_argument_group("what to measure")
+    grid.add_argument(
+        "--table",
+        nargs="+",
+        choices=TABLES,
+        help="default: all but flash-decoding, whose grid of shapes a GPU gets instead of overhead",
+    )
     dtypes = [*DTYPES, *DTYPE_ALIASES]
     grid.add_argument(
         "--dtype", nargs="+", choices=dtypes, help="of the cache; queries of 8-bit ones: bfloat16"
@@ -78,14 +122,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--head-dim": "elements of a head",
         "--context": "tokens in the cache, decode",
         "--batch": "sequences, decode",
-        "--threads": f"default: {' and '.join(map(str, FULL['threads']))}",
+        "--threads": f"default: {' and '.join(map(str, FULL['cpu']['threads']))}; with cuda: 1",
         "--prefill": "lengths of causal prefills",
     }
     for option, text in numbers.items():
         grid.add_argument(option, nargs="+", type=positive, metavar="N", help=text)
-    grid.add_argument("--peer", nargs="+", choices=PEER_NAMES, help="whom to compare with")
+    peers = dict.fromkeys(name for names in PEER_NAMES.values() for name in names)
+    grid.add_argument("--peer", nargs="+", choices=[*peers], help="whom to compare with")
     temperature = grid.add_mutually_exclusive_group()
-    temperature.add_argument("--cold", action="store_true", help="only caches read from memory")
+    temperature.add_argument(
+        "--cold", action="store_true", help="only caches read from memory; on cuda the default"
+    )
     temperature.add_argument("--warm", action="store_true", help="only one cache, read repeatedly")
     grid.add_argument(
         "--quick", action="store_true", help="a small grid without FlexAttention, within a minute"
@@ -95,14 +142,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--budget",
         type=seconds,
         metavar="SECONDS",
-        help=f"of timed calls per case, all contenders together; default: {FULL['budget']:g}",
+        help="of timed calls per case, all contenders together; default: "
+        + ", ".join(f"{grid['budget']:g} ({device})" for device, grid in FULL.items()),
     )
     how.add_argument(
         "--cold-bytes",
         type=size,
-        default=2**30,
         metavar="SIZE",
-        help="of all caches that calls take turns over; default: 1GiB, which no processor caches",
+        help="of all caches that calls take turns over; default: 1GiB, or four times a GPU's L2",
     )
     how.add_argument(
         "--output",
@@ -118,7 +165,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     Raises:
         OSError: The report cannot be written.
-        ValueError: tqdm or the tool that measures the machine is missing.
+        ValueError: tqdm, the tool that measures the machine, or the GPU is missing.
     """
     start = time.monotonic()
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -128,13 +175,15 @@ def run(arguments: argparse.Namespace) -> None:
         if error.name != "tqdm":
             raise
         raise ValueError("expected tqdm, which shows progress: pip install mqa[bench]") from None
+    from mqa.bench.device import DEVICES
     from mqa.bench.machine import describe_machine, versions
     from mqa.bench.report import Report, notes, tables
 
-    plan = make_plan(arguments)
-    report = Report(describe_machine(), versions(), ["mqa", *sys.argv[1:]])
+    device = DEVICES[arguments.device]()
+    plan = make_plan(arguments, device.cold_bytes)
+    report = Report(describe_machine(device), versions(), ["mqa", *sys.argv[1:]])
     file = arguments.output / "report.json"
-    runner.run(plan, report, lambda: save(report, file), start)
+    runner.run(plan, report, lambda: save(report, file), start, device)
     save(report, file)
     for table in tables(report):
         print(f"\n{table.title}\n\n{format_table(table.header, table.rows)}")
@@ -143,14 +192,19 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"\nwrote {', '.join(map(str, written))}")
 
 
-def make_plan(arguments: argparse.Namespace) -> Plan:
-    """What the command line asks for."""
-    from mqa.bench.cases import decode_cases, prefill_cases
+def make_plan(arguments: argparse.Namespace, cold_bytes: int) -> Plan:
+    """What the command line asks for.
+
+    Args:
+        arguments: The command line.
+        cold_bytes: Of all caches that calls take turns over, where it does not say.
+    """
+    from mqa.bench.cases import AppendCase, decode_cases, flash_decoding_cases, prefill_cases
     from mqa.bench.measure import Options
     from mqa.bench.peers import CONTENDERS, PEERS
     from mqa.bench.run import Plan
 
-    grid = {**(QUICK if arguments.quick else FULL), **_given(arguments)}
+    grid = {**(QUICK if arguments.quick else FULL)[arguments.device], **_given(arguments)}
     if arguments.group:
         grid["prefill_group"] = arguments.group
     if arguments.head_dim:
@@ -176,27 +230,33 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
         batches=(1,),
         threads=threads,
     )
+    flash_decoding = flash_decoding_cases(
+        cache_dtypes=[dtype for dtype in dtypes if dtype != "float32"], threads=threads
+    )
     peers = arguments.peer or [
-        name for name in PEERS if not (arguments.quick and name == SLOW_TO_PREPARE)
+        name
+        for name in PEER_NAMES[arguments.device]
+        if not (arguments.quick and name == SLOW_TO_PREPARE)
     ]
     ours = [name for name in CONTENDERS if name not in PEERS]
-    wanted = arguments.table
+    wanted = arguments.table or DEFAULT_TABLES[arguments.device]
     return Plan(
         cases=[
             *(prefill if "prefill" in wanted else ()),
             *(decode if "decode" in wanted else ()),
+            *(flash_decoding if "flash-decoding" in wanted else ()),
         ],
         append=[
-            (dtype, tokens, count)
+            AppendCase(dtype, batch, tokens, count)
             for count in threads
             for dtype in dtypes
-            for tokens in APPENDED_TOKENS
+            for batch, tokens in grid["appended"]
             if "append" in wanted
         ],
         overhead=[
             (dtype, count) for count in threads for dtype in plain_dtypes if "overhead" in wanted
         ],
-        options=Options([*ours, *peers], grid["budget"], arguments.cold_bytes),
+        options=Options([*ours, *peers], grid["budget"], arguments.cold_bytes or cold_bytes),
         deadline=QUICK_DEADLINE if arguments.quick else None,
     )
 
@@ -236,8 +296,10 @@ def seconds(text: str) -> float:
 
 
 def _given(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {name: value for name, value in vars(arguments).items() if name in FULL and value}
+    return {name: value for name, value in vars(arguments).items() if name in FULL["cpu"] and value}
 
 
 def _is_excluded(arguments: argparse.Namespace, is_cold: bool) -> bool:
-    return arguments.warm if is_cold else arguments.cold
+    if is_cold:
+        return arguments.warm
+    return arguments.cold or (arguments.device == "cuda" and not arguments.warm)

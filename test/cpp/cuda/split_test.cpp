@@ -56,12 +56,13 @@ AttentionParams call(int64_t B, int64_t H_kv, int64_t G, int64_t T, int64_t S, i
 TEST(Plan, PadsHeadDimsAndRows) {
   EXPECT_EQ(plan_of(call(1, 1, 8, 1, 100, 80), kDevice).head_dim, 128);
   EXPECT_EQ(plan_of(call(1, 1, 8, 1, 100, 192), kDevice).head_dim, 256);
-  EXPECT_EQ(tile_rows(1, 128, false), 16);
-  EXPECT_EQ(tile_rows(17, 128, false), 32);
-  EXPECT_EQ(tile_rows(71, 128, false), 128);
-  EXPECT_EQ(tile_rows(71, 128, true), 64);
-  EXPECT_EQ(tile_rows(71, 256, false), 64);
-  EXPECT_EQ(tile_rows(71, 576, false), 16);
+  EXPECT_EQ(tile_rows(1, 128), 16);
+  EXPECT_EQ(tile_rows(17, 128), 32);
+  EXPECT_EQ(tile_rows(71, 128), 128);
+  EXPECT_EQ(tile_rows(71, 64), 64);
+  EXPECT_EQ(plan_of(call(1, 1, 71, 1, 100, 128), kDevice).tile_rows, 128);
+  EXPECT_EQ(plan_of(call(1, 1, 71, 1, 100, 256), kDevice).tile_rows, 64);
+  EXPECT_EQ(plan_of(call(1, 1, 71, 1, 100, 576), kDevice).tile_rows, 16);
 }
 
 TEST(Plan, TakesWholeGroupsWhereThereIsWorkEnough) {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mqa.bench.peers import flex, matmul, ort, ours, sdpa, vllm
+from mqa.bench.peers import flash, flex, matmul, ort, ours, sdpa, vllm
 from mqa.bench.peers.contender import Prepare
 
 OURS = "mqa"
@@ -11,11 +11,14 @@ SDPA = "SDPA"
 
 PEERS: dict[str, Prepare] = {
     SDPA: sdpa.prepare_gqa,
+    "SDPA flash": sdpa.prepare_flash,
     "SDPA folded": sdpa.prepare_folded,
     "FlexAttention": flex.prepare,
     "matmul+softmax": matmul.prepare,
     "onnxruntime": ort.prepare,
     "vLLM": vllm.prepare,
+    "FlashAttention": flash.prepare_attention,
+    "FlashInfer": flash.prepare_infer,
 }
 
 CONTENDERS: dict[str, Prepare] = {
@@ -23,5 +26,3 @@ CONTENDERS: dict[str, Prepare] = {
     OURS_UNQUANTISED: ours.prepare_unquantised,
     **PEERS,
 }
-
-COPIED_CACHES = ("vLLM", OURS_UNQUANTISED)  # those with a layout of their own

@@ -31,4 +31,6 @@ def _causal_mask(inputs: Inputs) -> BlockMask:
         return query >= key
 
     case = inputs.case
-    return create_block_mask(is_visible, None, None, case.tokens, case.context, device="cpu")
+    return create_block_mask(
+        is_visible, None, None, case.tokens, case.context, device=inputs.query.device
+    )

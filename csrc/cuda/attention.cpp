@@ -33,11 +33,22 @@ void check_implemented(const char* op, const Tensor& query, const Tensor& value)
   check_size("value", value, kernels::cuda::kMaxValueHeadDim);
 }
 
+// The kernels count a sequence's slots, and a KV head's rows, in int.
+void check_counts(const char* op, const kernels::AttentionParams& p) {
+  constexpr int64_t kMost = int64_t{1} << 30;
+  TORCH_CHECK_NOT_IMPLEMENTED(p.S <= kMost, "mqa::", op, ": expected at most ", kMost,
+                              " slots in a sequence's cache on CUDA, got ", p.S);
+  TORCH_CHECK_NOT_IMPLEMENTED(p.H_q / p.H_kv * p.T <= kMost, "mqa::", op, ": expected at most ",
+                              kMost, " query rows for a KV head on CUDA, got ",
+                              p.H_q / p.H_kv * p.T);
+}
+
 AttentionCall run(const char* op, const Tensor& query, const Tensor& key, const Tensor& value,
                   const AttentionOptions& options, bool want_lse) {
   check_attention(op, query, key, value, options);
   check_implemented(op, query, value);
   AttentionCall call = attention_call(query, key, value, options, want_lse);
+  check_counts(op, call.params);
   if (checks_contents()) check_attention_contents(op, key, call.seq_lens, options.block_table);
 
   const Place place(query);

@@ -62,7 +62,8 @@ struct AttentionOptions {
 // once. Returns [B, H_q, T, D_v] in query's dtype, contiguous. A row that sees no key is zero.
 //
 // The bits of a row depend on its query, the keys and values it sees and the options only: not on
-// the batch, the thread count, the cache's capacity or pages, or how many tokens come in one call.
+// the batch, the thread count, the cache's capacity or pages, or how many tokens come in one call;
+// on CUDA on that last where it, or the sequence, is long (docs/design.md has the limits).
 MQA_API at::Tensor attention(const at::Tensor& query, const at::Tensor& key,
                              const at::Tensor& value, const AttentionOptions& options = {});
 

@@ -6,13 +6,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tqdm import tqdm  # type: ignore[import-untyped]
-
 from mqa.bench.cases import AppendCase, Case
 from mqa.bench.device import Device
 from mqa.bench.extras import measure_append, measure_overhead
 from mqa.bench.inputs import NotEnoughMemoryError
 from mqa.bench.measure import FloorGauge, Options, Result, measure_case
+from mqa.bench.progress import progress
 from mqa.bench.report import Report
 
 SAVE_EVERY = 50  # cases: a peer that crashes the process takes no more with it
@@ -62,11 +61,11 @@ def run(
         return measure_case(case, gauge.floor(case.threads), mover, plan.options, device)
 
     try:
-        for dtype, threads in tqdm(plan.overhead, desc="overhead", leave=False):
+        for dtype, threads in progress(plan.overhead, "overhead"):
             report.overhead.append(measure_overhead(dtype, threads, plan.options.budget, device))
-        for append_case in tqdm(plan.append, desc="kv_append", leave=False):
+        for append_case in progress(plan.append, "kv_append"):
             report.append.append(measure_append(append_case, plan.options.budget, device))
-        for number, case in enumerate(tqdm(plan.cases, desc="attention", unit="case"), start=1):
+        for number, case in enumerate(progress(plan.cases, "attention", leave=True), start=1):
             if is_late():
                 report.skipped.append((case, f"not begun within {plan.deadline:g} s"))
                 continue
@@ -77,7 +76,7 @@ def run(
             if number % SAVE_EVERY == 0:
                 save()
         disturbed = [i for i, result in enumerate(report.results) if result.is_disturbed]
-        for i in tqdm(disturbed, desc="disturbed ones again", unit="case", leave=False):
+        for i in progress(disturbed, "disturbed ones again"):
             if not is_late():
                 again = measure(report.results[i].case)
                 report.results[i] = min(report.results[i], again, key=lambda r: r.others or 0)

@@ -165,16 +165,11 @@ def run(arguments: argparse.Namespace) -> None:
 
     Raises:
         OSError: The report cannot be written.
-        ValueError: tqdm, the tool that measures the machine, or the GPU is missing.
+        ValueError: The tool that measures the machine, or the GPU, is missing.
     """
     start = time.monotonic()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    try:
-        from mqa.bench import run as runner
-    except ImportError as error:
-        if error.name != "tqdm":
-            raise
-        raise ValueError("expected tqdm, which shows progress: pip install mqa[bench]") from None
+    from mqa.bench import run as runner
     from mqa.bench.device import DEVICES
     from mqa.bench.machine import describe_machine, versions
     from mqa.bench.report import Report, notes, tables

@@ -64,8 +64,8 @@ def attention(
     """Attention of H_q query heads over H_kv shared KV heads.
 
     Computes ``softmax(scale * query @ key.T + masks) @ value``, accumulated in float32 (float64 for
-    float64). A row's bits depend only on its query, the keys and values it sees, and the options; on
-    CUDA also on how many tokens come in one call, where they or the sequence are many.
+    float64). A row's bits depend only on its query, the keys and values it sees, and the options;
+    on CUDA also on how many tokens come in one call, where they or the sequence are many.
 
     Args:
         query: [B, H_q, T, D], float32, float64, bfloat16 or float16.

@@ -243,6 +243,7 @@ DEVICE void multiply_values(const typename Tile::Scores& weights, int values, in
     const int lane = lane_index();
 #pragma unroll
     for (int tile = 0; tile < Tile::kKeyTiles; ++tile) {
+#pragma unroll 1
       for (int pair = 0; pair < 4; ++pair) {  // the lane of four that has these keys' weights
 #pragma unroll
         for (int i = 0; i < 2; ++i) {

@@ -18,8 +18,9 @@ void run(const AttentionParams& params, const Threads& threads) {
   ASSERT_EQ(cuda::attention(params, device, workspace.data(), {}), cuda::kSuccess);
 }
 
-double weight_roundoff(cpu::Isa, Format format) {
-  return format.query == DType::kFloat32 ? 0 : unit_roundoff(format.query);
+WeightRounding weight_rounding(cpu::Isa, Format format) {
+  if (format.query == DType::kFloat32) return {};
+  return {.relative = unit_roundoff(format.query)};
 }
 
 void AttentionTest::SetUp() {}

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "attention_call.h"
+#include "attention_oracle.h"
 #include "attention_problem.h"
 #include "kernels/cpu/isa.h"
 
@@ -26,8 +27,7 @@ constexpr Format kFormats[] = {
     {DType::kBFloat16, DType::kFloat8E4M3}, {DType::kFloat16, DType::kFloat8E4M3},
 };
 
-// Of the format to which a kernel rounds weights; 0 where it does not.
-double weight_roundoff(cpu::Isa isa, Format format);
+WeightRounding weight_rounding(cpu::Isa isa, Format format);
 
 // Uses an instruction set while it lives.
 class UseIsa {

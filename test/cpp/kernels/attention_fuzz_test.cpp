@@ -23,7 +23,7 @@ TEST(AttentionFuzz, EveryInstructionSetEqualsTheFormula) {
       if (cpu::current_isa() != isa) continue;
       SCOPED_TRACE(testing::Message()
                    << cpu::isa_name(isa) << ": " << c << ", " << layout << ", seed " << seed);
-      formula.expect_close(attend(problem, layout, scrambled(2)), weight_roundoff(isa, format));
+      formula.expect_close(attend(problem, layout, scrambled(2)), weight_rounding(isa, format));
     }
     if (HasFailure()) return;
   }

@@ -69,7 +69,7 @@ void Formula::attend(int64_t b, int64_t h, int64_t t) {
   const int64_t r = problem_.row(b, h, t);
   const double* query = query_.data() + r * s.D;
   const double sink = o.has_sinks ? problem_.sinks[h] : -INFINITY;
-  Row row{-INFINITY, 0, 0, 0};
+  Row row{-INFINITY, 0, 0, 0, 0};
   std::vector<std::pair<int64_t, double>> scores;  // of slots
   double largest = sink;
   for (int64_t j = 0; j < problem_.seq_lens[b]; ++j) {
@@ -105,15 +105,22 @@ void Formula::attend(int64_t b, int64_t h, int64_t t) {
   Element* elements = elements_.data() + r * s.D_v;
   for (const auto& [slot, weight] : scores) {
     row.square_weights += weight * weight;
+    const double scale =
+        problem_.is_quantised() ? problem_.value_scales[o.head_scales ? h / s.G : slot] : 1;
+    row.largest_weight = std::max(row.largest_weight, weight * scale);
     for (int64_t d = 0; d < s.D_v; ++d) {
       const double x = weight * value_[slot * s.D_v + d];
       elements[d].out += x;
       elements[d].magnitude += std::abs(x);
       elements[d].noise += x * x;
+      elements[d].codes += std::pow(value_[slot * s.D_v + d] / scale, 2);
     }
   }
   row.square_weights = std::sqrt(row.square_weights);
-  for (int64_t d = 0; d < s.D_v; ++d) elements[d].noise = std::sqrt(elements[d].noise);
+  for (int64_t d = 0; d < s.D_v; ++d) {
+    elements[d].noise = std::sqrt(elements[d].noise);
+    elements[d].codes = std::sqrt(elements[d].codes);
+  }
   rows_[r] = row;
 }
 
@@ -121,10 +128,10 @@ void Formula::attend(int64_t b, int64_t h, int64_t t) {
 // (the exponential, sums over keys, which err both ways) and of the largest score, and those of the
 // sum over D, each of which errs by a rounding of a sum that has come as far as
 // sqrt(sum_d (q_d k_d)^2). The exponential of weights that will be rounded may be coarser.
-double Formula::arithmetic_error(const Row& row, double weight_roundoff) const {
+double Formula::arithmetic_error(const Row& row, WeightRounding rounding) const {
   const double chain = row.score_noise * std::sqrt(static_cast<double>(problem_.shape.D));
   return unit_roundoff(problem_.accumulator()) * (32 + 4 * row.largest_score + 2 * chain) +
-         (weight_roundoff > 0 ? 0x1p-18 : 0);
+         (rounding.relative > 0 ? 0x1p-18 : 0);
 }
 
 // Relative errors e_j of the weights change out = sum_j p_j v_j by sum_j p_j e_j (v_j - out).
@@ -135,12 +142,15 @@ double Formula::arithmetic_error(const Row& row, double weight_roundoff) const {
 // |e_j| <= u makes the sum exceed 6 u sqrt(sum_j (p_j v_j)^2) once in 3e7 times at most
 // (Hoeffding), far less often for errors spread over [-u, u]. A missing key of 2000 is still seen.
 //
+// Roundings to the nearest multiple of a step err by half of it at most, likewise.
+//
 // Last, out itself is rounded.
-double Formula::tolerance(const Row& row, const Element& e, double weight_roundoff) const {
+double Formula::tolerance(const Row& row, const Element& e, WeightRounding rounding) const {
   const double output = unit_roundoff(problem_.format.query) * std::abs(e.out);
   const double subnormal = problem_.format.query == DType::kFloat16 ? kSmallestFloat16 : 0;
-  const double arithmetic = arithmetic_error(row, weight_roundoff) * (e.magnitude + 0x1p-4);
-  return output + subnormal + arithmetic + 6 * weight_roundoff * rounded(row, e);
+  const double arithmetic = arithmetic_error(row, rounding) * (e.magnitude + 0x1p-4);
+  const double stepping = 6 * rounding.step / 2 * row.largest_weight * e.codes;
+  return output + subnormal + arithmetic + 6 * rounding.relative * rounded(row, e) + stepping;
 }
 
 // What roundings of weights to bfloat16 multiply. Where the values of a quantised cache are
@@ -152,7 +162,7 @@ double Formula::rounded(const Row& row, const Element& e) const {
   return std::hypot(e.noise, e.noise, keys);
 }
 
-void Formula::expect_rounded_to_nearest(const Result& result, double weight_roundoff) const {
+void Formula::expect_rounded_to_nearest(const Result& result, WeightRounding rounding) const {
   if (size_of(problem_.format.query) != 2) return;
   constexpr double kTypical = 0.41;  // root mean square of relative errors, in unit roundoffs
   double errors = 0, expected = 0;
@@ -160,7 +170,7 @@ void Formula::expect_rounded_to_nearest(const Result& result, double weight_roun
     const Row& row = rows_[i / problem_.shape.D_v];
     const Element& e = elements_[i];
     const double output = kTypical * unit_roundoff(problem_.format.query) * e.out;
-    const double weights = kTypical * weight_roundoff * rounded(row, e);
+    const double weights = kTypical * rounding.relative * rounded(row, e);
     const double error = result.out[i] - e.out;
     errors += error * error;
     expected += output * output + weights * weights;
@@ -168,7 +178,7 @@ void Formula::expect_rounded_to_nearest(const Result& result, double weight_roun
   EXPECT_LE(std::sqrt(errors), 1.25 * std::sqrt(expected));
 }
 
-void Formula::expect_close(const Result& result, double weight_roundoff) const {
+void Formula::expect_close(const Result& result, WeightRounding rounding) const {
   const int64_t D_v = problem_.shape.D_v;
   for (size_t r = 0; r < rows_.size(); ++r) {
     const Row& row = rows_[r];
@@ -179,13 +189,13 @@ void Formula::expect_close(const Result& result, double weight_roundoff) const {
       continue;
     }
     const double of_keys =
-        problem_.is_quantised() ? 6 * weight_roundoff * row.score_noise * row.square_weights : 0;
+        problem_.is_quantised() ? 6 * rounding.relative * row.score_noise * row.square_weights : 0;
     const double output = 2 * unit_roundoff(problem_.accumulator()) * std::abs(row.lse);
-    ASSERT_NEAR(result.lse[r], row.lse, of_keys + arithmetic_error(row, weight_roundoff) + output)
+    ASSERT_NEAR(result.lse[r], row.lse, of_keys + arithmetic_error(row, rounding) + output)
         << "row " << r;
     for (int64_t d = 0; d < D_v; ++d) {
       const Element& e = elements_[first + d];
-      ASSERT_NEAR(result.out[first + d], e.out, tolerance(row, e, weight_roundoff))
+      ASSERT_NEAR(result.out[first + d], e.out, tolerance(row, e, rounding))
           << "row " << r << ", column " << d;
     }
   }

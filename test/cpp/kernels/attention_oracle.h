@@ -11,18 +11,26 @@ namespace mqa::kernels {
 // Half the distance from 1 to the next larger number.
 double unit_roundoff(DType dtype);
 
-// `weight_roundoff`: unit roundoff of the format to which the kernel rounds weights before it
-// multiplies values by them, like PyTorch's flash kernel, and the keys and values of a quantised
-// cache, too; 0 where they stay in the accumulator's.
+// How a kernel rounds weights before it multiplies values by them; nothing where they stay in the
+// accumulator's format.
+struct WeightRounding {
+  // Unit roundoff of their format, as in PyTorch's flash kernel, and of the keys and values of a
+  // quantised cache.
+  double relative = 0;
+  // Of a row's weights times its values' scales: the distance of two neighbours, as a share of the
+  // largest one.
+  double step = 0;
+};
+
 class Formula {
  public:
   explicit Formula(const Problem& problem);
 
   // That no result is further away than roundings may bring it.
-  void expect_close(const Result& result, double weight_roundoff) const;
+  void expect_close(const Result& result, WeightRounding rounding) const;
   // That the root mean square error is what roundings to nearest give, for 16-bit queries: to see
   // bits that are lost needlessly.
-  void expect_rounded_to_nearest(const Result& result, double weight_roundoff) const;
+  void expect_rounded_to_nearest(const Result& result, WeightRounding rounding) const;
 
  private:
   struct Row {
@@ -30,17 +38,19 @@ class Formula {
     double largest_score;   // |s_j| of the keys that it sees
     double score_noise;     // max |scale| sqrt(sum_d (q_d k_jd)^2) of the keys that it sees
     double square_weights;  // sqrt(sum_j p_j^2)
+    double largest_weight;  // max p_j scale_j, of quantised values
   };
   struct Element {
     double out;
     double magnitude;  // sum_j p_j |v_j|
     double noise;      // sqrt(sum_j (p_j v_j)^2)
+    double codes;      // sqrt(sum_j code_j^2), of quantised values
   };
 
   void attend(int64_t b, int64_t h, int64_t t);
-  double arithmetic_error(const Row& row, double weight_roundoff) const;
+  double arithmetic_error(const Row& row, WeightRounding rounding) const;
   double rounded(const Row& row, const Element& element) const;
-  double tolerance(const Row& row, const Element& element, double weight_roundoff) const;
+  double tolerance(const Row& row, const Element& element, WeightRounding rounding) const;
 
   const Problem& problem_;
   std::vector<double> query_, key_, value_;  // dequantised

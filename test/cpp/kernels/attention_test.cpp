@@ -18,8 +18,8 @@ class Attention : public AttentionTest {
     const Problem problem(c, seed);
     const Formula formula(problem);
     const Result result = attend(problem, layout);
-    formula.expect_close(result, weight_roundoff(isa(), format()));
-    if (is_large) formula.expect_rounded_to_nearest(result, weight_roundoff(isa(), format()));
+    formula.expect_close(result, weight_rounding(isa(), format()));
+    if (is_large) formula.expect_rounded_to_nearest(result, weight_rounding(isa(), format()));
   }
 };
 

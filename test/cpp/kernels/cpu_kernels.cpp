@@ -9,9 +9,13 @@ namespace mqa::kernels {
 
 void run(const AttentionParams& params, const Threads& threads) { cpu::attention(params, threads); }
 
-double weight_roundoff(cpu::Isa isa, Format format) {
-  const bool rounds = isa >= cpu::Isa::kAvx512Bf16 && format.query == DType::kBFloat16;
-  return rounds ? unit_roundoff(DType::kBFloat16) : 0;
+WeightRounding weight_rounding(cpu::Isa isa, Format format) {
+  if (isa < cpu::Isa::kAvx512Bf16 || format.query != DType::kBFloat16) return {};
+  // Integers of 15 bits for weights, and for queries, which err relative to their largest element.
+  const bool by_integers =
+      isa == cpu::Isa::kAmx && format.cache == DType::kInt8 && cpu::has_int8_tiles();
+  if (by_integers) return {.relative = 0x1p-12, .step = 1. / (127 * 128)};
+  return {.relative = unit_roundoff(DType::kBFloat16)};
 }
 
 void AttentionTest::SetUp() {
@@ -33,7 +37,7 @@ std::vector<AttentionTest::ParamType> kernels_with_their_own_code() {
   std::vector<AttentionTest::ParamType> kernels;
   for (cpu::Isa isa : kIsas) {
     for (Format format : kFormats) {
-      if (isa <= cpu::Isa::kAvx512 || weight_roundoff(isa, format) > 0)
+      if (isa <= cpu::Isa::kAvx512 || weight_rounding(isa, format).relative > 0)
         kernels.emplace_back(isa, format);
     }
   }

@@ -71,7 +71,7 @@ void check_all() {
     Threads device;
     device.count = call.multiprocessors;
     Formula(problem).expect_close(attend(problem, call.layout, device),
-                                  unit_roundoff(DType::kBFloat16));
+                                  {.relative = unit_roundoff(DType::kBFloat16)});
     if (testing::Test::HasFailure()) return;
   }
 }

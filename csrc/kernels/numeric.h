@@ -10,7 +10,9 @@
 namespace mqa::kernels {
 namespace {  // internal linkage: every ISA that includes this compiles its own copy
 
-MQA_HOST_DEVICE inline float bfloat16_to_float(uint16_t x) { return std::bit_cast<float>(uint32_t{x} << 16); }
+MQA_HOST_DEVICE inline float bfloat16_to_float(uint16_t x) {
+  return std::bit_cast<float>(uint32_t{x} << 16);
+}
 
 MQA_HOST_DEVICE inline uint16_t float_to_bfloat16(float x) {
   const uint32_t bits = std::bit_cast<uint32_t>(x);
@@ -86,7 +88,9 @@ MQA_HOST_DEVICE inline int32_t int8_code(float x) {
   return bits < 0 ? -integer : integer;
 }
 
-MQA_HOST_DEVICE inline uint8_t float_to_float8(float x) { return static_cast<uint8_t>(float8_code(x)); }
+MQA_HOST_DEVICE inline uint8_t float_to_float8(float x) {
+  return static_cast<uint8_t>(float8_code(x));
+}
 
 MQA_HOST_DEVICE inline int8_t float_to_int8(float x) { return static_cast<int8_t>(int8_code(x)); }
 

@@ -8,6 +8,9 @@ namespace mqa::kernels::cuda {
 
 template <class Tile>
 Status launch_tile(const Plan& plan, const AttentionArgs& args, Stream stream) {
+  constexpr int kSmem =
+      is_small(Tile::kRows, Tile::kQueryRowBytes) ? kSmemOfSmallTiles : kSmemOfAnyTile;
+  static_assert(Tile::smem_bytes(/*has_totals=*/true) <= kSmem);
   return launch(attend<Tile>, plan.blocks, Tile::kThreads, Tile::smem_bytes(plan.part_chunks > 1),
                 stream, /*dependent=*/false, args);
 }

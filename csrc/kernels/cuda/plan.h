@@ -22,6 +22,13 @@ constexpr int tile_rows(int64_t rows, int most) {
   return tile;
 }
 
+// Shared memory that every tile finds room in with totals for a group of chunks, and what small
+// tiles need for that.
+inline constexpr int kSmemOfAnyTile = 160 * 1024, kSmemOfSmallTiles = 99 * 1024;
+constexpr bool is_small(int tile_rows, int64_t query_row_bytes) {
+  return tile_rows <= 64 && tile_rows * query_row_bytes <= 16 * 1024;
+}
+
 struct Plan {
   int head_dim;  // padded
   int tile_rows, row_tiles;
@@ -43,7 +50,10 @@ inline Plan plan_of(const AttentionParams& p, const Device& device) {
   const int64_t items = p.B * p.H_kv * plan.row_tiles;
   // Whole groups need less memory for partial results, but a device wants some warps on each of its
   // multiprocessors.
-  const bool by_groups = chunks > 1 && items * chunks >= 4 * kGroupChunks * device.multiprocessors;
+  const bool is_busy = items * chunks >= 4 * kGroupChunks * device.multiprocessors;
+  const bool by_groups = chunks > 1 && is_busy &&
+                         (is_small(plan.tile_rows, plan.head_dim * size_of(p.dtype)) ||
+                          device.smem_per_block >= kSmemOfAnyTile);
   plan.part_chunks = by_groups ? kGroupChunks : 1;
   plan.parts = static_cast<int>((chunks + plan.part_chunks - 1) / plan.part_chunks);
   plan.blocks = items * plan.parts;

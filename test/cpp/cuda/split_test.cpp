@@ -79,6 +79,14 @@ TEST(Plan, TakesWholeGroupsWhereThereIsWorkEnough) {
   EXPECT_EQ(prefill.partials, 0);
 }
 
+TEST(Plan, LeavesGroupsWhereSharedMemoryIsSmall) {
+  Device small = kDevice;
+  small.smem_per_block = 99 * 1024;
+  EXPECT_EQ(plan_of(call(64, 1, 32, 1, 8192, 256), small).part_chunks, kGroupChunks);
+  EXPECT_EQ(plan_of(call(64, 1, 71, 1, 8192, 128), small).part_chunks, 1);
+  EXPECT_EQ(plan_of(call(64, 1, 71, 1, 8192, 128), kDevice).part_chunks, kGroupChunks);
+}
+
 TEST(Plan, BoundsTheWorkspace) {
   for (int64_t B : {1, 8, 64, 256}) {
     for (int64_t G : {1, 16, 128}) {

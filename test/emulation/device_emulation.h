@@ -10,6 +10,7 @@
 
 #include "emulation.h"
 #include "kernels/numeric.h"
+#include "rounding.h"
 
 #define KERNEL(threads) inline void
 #define GRID_CONSTANT
@@ -125,9 +126,12 @@ inline float to_float(bf16 x) { return bfloat16_to_float(x.bits); }
 inline float to_float(f16 x) { return float16_to_float(x.bits); }
 template <class T>
 T narrow(float x) {
-  if constexpr (std::is_same_v<T, float>) return x;
-  if constexpr (std::is_same_v<T, bf16>) return bf16{float_to_bfloat16(x)};
-  if constexpr (std::is_same_v<T, f16>) return f16{float_to_float16(x)};
+  if constexpr (std::is_same_v<T, float>) {
+    return x;
+  } else {
+    if (std::isnan(x)) return {0x7fff};  // the only NaN that a conversion gives
+    return {kHalf<T> == emulation::Half::kBFloat16 ? float_to_bfloat16(x) : float_to_float16(x)};
+  }
 }
 template <class T>
 uint32_t pack(float low, float high) {
@@ -153,7 +157,7 @@ inline uint32_t subtract_f16x2(uint32_t a, uint32_t b) {
   return for_both<f16>([](float x, float y) { return x - y; }, a, b);
 }
 inline uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
-  return for_both<bf16>([](float x, float y, float z) { return std::fmaf(x, y, z); }, a, b, c);
+  return for_both<bf16>(emulation::fma_to_odd, a, b, c);
 }
 
 inline float flush(float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.f, x) : x; }

@@ -21,11 +21,6 @@ void fiber_entry() { machine.thread_main(); }
 
 }  // namespace
 
-std::string Machine::text(Site site) {
-  const char* slash = std::strrchr(site.file, '/');
-  return std::string(slash ? slash + 1 : site.file) + ":" + std::to_string(site.line);
-}
-
 void Machine::arrive_at_barrier() {
   const int warp = current.thread / 32;
   at_barrier_ |= 1u << warp;
@@ -47,7 +42,7 @@ void Machine::check_range(size_t offset, size_t bytes, const char* name, Site at
 void Machine::track_read(bool whole_warp, size_t offset, size_t bytes, const char* name, Site at) {
   if (!options.detect_races) return;
   const int lane = whole_warp ? RaceCheck::kWholeWarp : current.thread % 32;
-  const std::string what = races.read(current.thread / 32, lane, offset, bytes);
+  const std::string what = races.read(current.thread / 32, lane, offset, bytes, at);
   if (!what.empty()) fail_here(what + " without a barrier", name, at);
 }
 

@@ -74,7 +74,7 @@ class Machine {
     const int first = current.thread - lane;
     for (int i = 0; i < 32; ++i) {
       const Thread& other = threads_[first + i];
-      const bool same = other.site.line == site.line && !std::strcmp(other.name, name);
+      const bool same = other.site == site && !std::strcmp(other.name, name);
       if (!same) {
         fail("divergent warp: " + describe(current.thread) + ", " + describe(first + i));
       }
@@ -107,7 +107,6 @@ class Machine {
   RaceCheck races;
 
  private:
-  static std::string text(Site site);
   void run_block();
   void leave_block() { switch_fiber(threads_[current.thread].fiber, main_); }
   void switch_to(int thread);

@@ -1,40 +1,12 @@
 // What the emulation promises: each primitive does what the PTX manual says, and each breach of a
 // rule is reported with its place.
-#include <gtest/gtest.h>
-
 #include <cmath>
-#include <limits>
-#include <string>
 #include <vector>
 
-#include "kernels/cuda/device.cuh"
+#include "one_block.h"
 
 namespace mqa::kernels::cuda {
 namespace {
-
-// Runs one block of 64 threads; the message of the error, or "" if there was none.
-template <class Kernel>
-std::string run(const Kernel& kernel, bool detect_races = false) {
-  emulation::set_options({.detect_races = detect_races});
-  std::string error;
-  try {
-    emulation::launch(/*blocks=*/1, /*threads=*/64, /*smem_bytes=*/1024, kernel);
-  } catch (const emulation::Error& e) {
-    error = e.what();
-  }
-  emulation::set_options({});
-  return error;
-}
-
-template <class Kernel>
-std::string races(const Kernel& kernel) {
-  return run(kernel, /*detect_races=*/true);
-}
-
-testing::AssertionResult has(const std::string& message, const std::string& part) {
-  if (message.find(part) != std::string::npos) return testing::AssertionSuccess();
-  return testing::AssertionFailure() << '"' << message << "\" has no \"" << part << '"';
-}
 
 float* word(int i) { return reinterpret_cast<float*>(dynamic_smem()) + i; }
 
@@ -69,6 +41,14 @@ TEST(Collectives, WhoDoesNotComeIsNamed) {
                     if (warp_index() == 0) sync_block();
                   }),
                   "waits in sync_block"));
+}
+
+TEST(Collectives, TheSameLineOfAnotherFileIsAnotherPlace) {
+  const std::string error = run(
+      [] { cuda::sync_warp(lane_index() < 16 ? Site{"cuda/a.cuh", 7} : Site{"cuda/b.cuh", 7}); });
+  EXPECT_TRUE(has(error, "divergent warp"));
+  EXPECT_TRUE(has(error, "a.cuh:7"));
+  EXPECT_TRUE(has(error, "b.cuh:7"));
 }
 
 TEST(SharedMemory, StartsAsNaNAndHasBounds) {
@@ -107,6 +87,46 @@ TEST(SharedMemory, OnlyBarriersOrderThreads) {
                     smem_store(word(thread_index()), 1.f);
                   }),
                   race));
+}
+
+TEST(SharedMemory, ARaceNamesBothPlaces) {
+  const auto at = [](int line) { return Site{"cuda/kernel.cuh", line}; };
+  const std::string late_read = races([&] {
+    if (thread_index() == 0) smem_store(word(1), 1.f, at(10));
+    if (thread_index() == 1) smem_load<float>(word(1), at(20));
+  });
+  EXPECT_TRUE(has(late_read, "kernel.cuh:10"));
+  EXPECT_TRUE(has(late_read, "kernel.cuh:20"));
+  const std::string late_write = races([&] {
+    if (thread_index() == 0) smem_load<float>(word(1), at(10));
+    if (thread_index() == 1) smem_store(word(1), 1.f, at(20));
+  });
+  EXPECT_TRUE(has(late_write, "kernel.cuh:10"));
+  EXPECT_TRUE(has(late_write, "kernel.cuh:20"));
+}
+
+TEST(GlobalMemory, HoldsEverySize) {
+  alignas(16) unsigned char memory[17] = {};
+  const auto keeps = [&](auto value) {
+    store(memory, value);
+    const auto back = load<decltype(value)>(memory);
+    return std::memcmp(&back, &value, sizeof value) == 0 && memory[sizeof value] == 0;
+  };
+  EXPECT_EQ(run([&] {
+              if (thread_index() != 0) return;
+              EXPECT_TRUE(keeps(int8_t{-3}));
+              EXPECT_TRUE(keeps(uint16_t{0xabcd}));
+              EXPECT_TRUE(keeps(1.5f));
+              EXPECT_TRUE(keeps(Words2{1, 2}));
+              EXPECT_TRUE(keeps(Words4{1, 2, 3, 4}));
+            }),
+            "");
+}
+
+TEST(GlobalMemory, IsAligned) {
+  alignas(16) static unsigned char memory[32] = {};
+  EXPECT_TRUE(has(run([] { load<Words4>(memory + 8); }), "misaligned global address"));
+  EXPECT_TRUE(has(run([] { store(memory + 1, uint16_t{1}); }), "misaligned global address"));
 }
 
 TEST(AsyncCopies, LandAtTheWaitThatCoversThem) {
@@ -165,6 +185,59 @@ TEST(AsyncCopies, NeedAWaitAndABarrier) {
                                 true);
                   }),
                   "misaligned global address"));
+}
+
+// Four matrices of 8 x 8, one after the other, whose elements are their own numbers.
+void check_ldmatrix(bool transposed) {
+  EXPECT_EQ(run([&] {
+              if (warp_index() != 0) return;
+              const int lane = lane_index();
+              auto* const smem = reinterpret_cast<uint16_t*>(dynamic_smem());
+              for (int i = lane; i < 256; i += 32) smem_store(smem + i, static_cast<uint16_t>(i));
+              sync_warp();
+              uint32_t r[4];
+              const uint32_t address = smem_address(smem + lane * 8);
+              transposed ? ldmatrix_x4_trans(r, address) : ldmatrix_x4(r, address);
+              for (uint32_t matrix = 0; matrix < 4; ++matrix) {
+                const uint32_t i = lane / 4, j = lane % 4 * 2;
+                const uint32_t low = transposed ? j * 8 + i : i * 8 + j;
+                const uint32_t high = low + (transposed ? 8 : 1);
+                EXPECT_EQ(r[matrix], (matrix * 64 + high) << 16 | (matrix * 64 + low));
+              }
+            }),
+            "");
+}
+
+TEST(TensorCore, LdmatrixGivesEachLaneAPair) {
+  check_ldmatrix(/*transposed=*/false);
+  check_ldmatrix(/*transposed=*/true);
+}
+
+// Each column of b picks one column of a: which register of which lane holds what is seen alone.
+TEST(TensorCore, MmaFindsItsOperandsWhereTheyLie) {
+  for (int first : {0, 8}) {
+    EXPECT_EQ(run([&] {
+                if (warp_index() != 0) return;
+                const int row = lane_index() / 4, pair = lane_index() % 4 * 2;
+                const auto a_at = [](int m, int k) { return static_cast<float>(m * 16 + k); };
+                const auto b_at = [&](int k, int n) { return k == first + n ? 1.f : 0.f; };
+                uint32_t a[4], b[2];
+                for (int i = 0; i < 4; ++i) {
+                  const int m = row + i % 2 * 8, k = pair + i / 2 * 8;
+                  a[i] = pack<bf16>(a_at(m, k), a_at(m, k + 1));
+                }
+                for (int i = 0; i < 2; ++i) {
+                  const int k = pair + i * 8;
+                  b[i] = pack<bf16>(b_at(k, row), b_at(k + 1, row));
+                }
+                float c[4] = {};
+                mma<bf16>(c, a, b[0], b[1]);
+                for (int i = 0; i < 4; ++i) {
+                  EXPECT_EQ(c[i], a_at(row + i / 2 * 8, first + pair + i % 2));
+                }
+              }),
+              "");
+  }
 }
 
 // A product fed by ldmatrix, the way attention uses it, against a plain one.
@@ -240,6 +313,48 @@ TEST(Arithmetic, PairsOfSixteenBits) {
   EXPECT_EQ(
       fma_bf16x2(pack<bf16>(3.f, 0x1p-133f), pack<bf16>(-1.f, 0x1p120f), pack<bf16>(128.f, -0.f)),
       pack<bf16>(125.f, 0x1p-13f));
+}
+
+// 260 * -7168 lies halfway between two bfloat16, where a third number of any size decides.
+TEST(Arithmetic, FmaRoundsOnce) {
+  const auto product_plus = [](float x) {
+    return fma_bf16x2(pack<bf16>(260.f, 0.f), pack<bf16>(-7168.f, 0.f), pack<bf16>(x, 0.f));
+  };
+  EXPECT_EQ(product_plus(0.f), 0xc9e4u);  // ties go to even
+  EXPECT_EQ(product_plus(0x1p-20f), 0xc9e3u);
+  EXPECT_EQ(product_plus(-0x1p-20f), 0xc9e4u);
+  EXPECT_EQ(product_plus(0x1p-120f), 0xc9e3u);
+  EXPECT_EQ(product_plus(INFINITY), 0x7f80u);
+  const uint32_t large = pack<bf16>(0x1p100f, 0.f);
+  EXPECT_EQ(fma_bf16x2(large, large, 0), 0x7f80u);
+}
+
+TEST(Arithmetic, SubtractKeepsSubnormalNumbers) {
+  EXPECT_EQ(subtract_f16x2(0x04010402, 0x04000400), 0x00010002u);
+}
+
+TEST(Arithmetic, NaNBecomesTheCanonicalOne) {
+  for (uint32_t bits : {0x7fc00000u, 0xffc00001u, 0x7f800001u}) {
+    EXPECT_EQ(pack<bf16>(as_float(bits), as_float(bits)), 0x7fff7fffu);
+    EXPECT_EQ(pack<f16>(as_float(bits), as_float(bits)), 0x7fff7fffu);
+  }
+  EXPECT_EQ(subtract_f16x2(0x7c007c00, 0x7c007c00), 0x7fff7fffu);  // infinity - infinity
+}
+
+TEST(Arithmetic, EveryNumberOfSixteenBitsSurvivesWidening) {
+  for (uint32_t i = 0; i < 0x10000; ++i) {
+    const auto bits = static_cast<uint16_t>(i);
+    if ((i & 0x7fff) <= 0x7f80) {
+      ASSERT_EQ(narrow<bf16>(to_float(bf16{bits})).bits, i);
+    }
+    if ((i & 0x7fff) <= 0x7c00) {
+      ASSERT_EQ(narrow<f16>(to_float(f16{bits})).bits, i);
+    }
+  }
+  EXPECT_EQ(to_float(f16{0x3555}), 0.333251953125f);
+  EXPECT_EQ(to_float(f16{0x0001}), 0x1p-24f);
+  EXPECT_EQ(to_float(bf16{0x3eab}), 0.333984375f);
+  EXPECT_EQ(as_bits(as_float(0x7fa00001)), 0x7fa00001u);
 }
 
 TEST(Arithmetic, PermuteBytes) {

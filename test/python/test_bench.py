@@ -32,7 +32,7 @@ from mqa.bench.reading import Copier, Reader
 from mqa.bench.replay import MIN_SECONDS, replayed
 from mqa.bench.report import Report, missing, notes
 from mqa.bench.summary import summarise
-from mqa.bench.timing import MAX_SAMPLES, MIN_SAMPLES, Samples, interleave
+from mqa.bench.timing import MAX_SAMPLES, MIN_SAMPLES, Samples, Timed, interleave
 from mqa.commands import bench
 
 DECODE = Case("float32", 8, 64, 100, 2, 1, 1, is_cold=False)
@@ -412,6 +412,36 @@ def test_plotted_series_is_the_longest_and_most_typical() -> None:
     cases.append(replace(DECODE, group=1, head_dim=128, context=512))
     chosen = series([result(case, {OURS: 1.0}) for case in cases], "group")
     assert [(r.case.group, r.case.head_dim) for r in chosen] == [(1, 128), (8, 128)]
+
+
+def test_a_contender_that_cannot_be_timed_is_left_out() -> None:
+    class Picky(Cpu):
+        def timed(self, run: Callable[[int], object], count: int, *, rehearse: bool) -> Timed:
+            if "sdpa" in getattr(run, "__module__", ""):
+                raise RuntimeError("cannot be captured")
+            return super().timed(run, count, rehearse=rehearse)
+
+    options = Options([OURS, "SDPA", "matmul+softmax"], 0.001, 1)
+    measured = measure_case(DECODE, MACHINE, Reader(1024), options, Picky())
+    assert measured.problems == {"SDPA": "cannot be captured"}
+    assert {*measured.seconds} == {OURS, "matmul+softmax"}
+
+
+def test_what_was_measured_is_kept_when_something_breaks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(case: Case, *_: object) -> Result:
+        if case.group == 8:
+            raise RuntimeError("the device is lost")
+        return result(case, {OURS: 1.0})
+
+    monkeypatch.setattr(run, "measure_case", measure)
+    monkeypatch.setattr(floor_cpu, "measure", lambda threads: replace(MACHINE, threads=threads))
+    grid = "--table decode --dtype fp32 --group 1 8 --head-dim 64 --context 128 --batch 1 --warm"
+    with pytest.raises(RuntimeError, match="the device is lost"):
+        main(["bench", *grid.split(), "--threads", "1", "--output", str(tmp_path)])
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [row["case"]["group"] for row in report["results"]] == [1]
 
 
 def test_names_of_the_command_line_are_those_of_the_peers() -> None:

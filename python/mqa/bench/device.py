@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+import mqa
 from mqa.bench import floor_cpu, floor_cuda
 from mqa.bench.floor import Floor
 from mqa.bench.others import Others
@@ -127,7 +128,7 @@ class Cuda(Device):
     """The current GPU: many calls are timed together, as a graph.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is none, or mqa was built without CUDA.
     """
 
     torch = torch.device("cuda")
@@ -136,6 +137,10 @@ class Cuda(Device):
         if not torch.cuda.is_available():
             why = "torch finds none" if torch.version.cuda else "torch is built without CUDA"
             raise ValueError(f"expected a GPU for the device cuda, but {why}")
+        try:
+            mqa.attention(*torch.zeros(3, 1, 1, 1, 64, device=self.torch))
+        except NotImplementedError as error:
+            raise ValueError(str(error).splitlines()[0]) from None
         self._properties = torch.cuda.get_device_properties()
         self.cold_bytes = 4 * self._properties.L2_cache_size
 

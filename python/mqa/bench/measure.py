@@ -18,7 +18,7 @@ from mqa.bench.others import BUSY
 from mqa.bench.peers import CONTENDERS, OURS, OURS_UNQUANTISED
 from mqa.bench.peers.contender import Contender
 from mqa.bench.reading import Mover
-from mqa.bench.timing import Samples, interleave
+from mqa.bench.timing import Samples, Timed, interleave
 
 # Largest difference of two correct results, as a share of the largest element of ours.
 TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 4e-2}
@@ -116,12 +116,7 @@ def measure_case(
     copies = _copies(case, names)
     count = num_caches(case, options.cold_bytes, copies, device.available_memory())
     inputs = make_inputs(case, count, device)
-    contenders, problems = _prepare(inputs, names)
-    rehearse = not case.is_cold
-    turns = {
-        name: device.timed(contender.run, count, rehearse=rehearse)
-        for name, contender in contenders.items()
-    }
+    contenders, turns, problems = _prepare(inputs, names, device)
     pauses = {name: contender.pause for name, contender in contenders.items()}
     moves = mover.prepare(case.cache_bytes) if case.is_cold else None
     if moves:
@@ -149,26 +144,33 @@ def _copies(case: Case, names: Sequence[str]) -> int:
     return int("vLLM" in names and importlib.util.find_spec("vllm") is not None)
 
 
-def _prepare(inputs: Inputs, names: Sequence[str]) -> tuple[dict[str, Contender], dict[str, str]]:
+def _prepare(
+    inputs: Inputs, names: Sequence[str], device: Device
+) -> tuple[dict[str, Contender], dict[str, Timed], dict[str, str]]:
+    """Contenders with right results and how each is timed, and why the others are not."""
     contenders: dict[str, Contender] = {}
+    turns: dict[str, Timed] = {}
     problems: dict[str, str] = {}
+    rehearse = not inputs.case.is_cold
     expected: Tensor | None = None
     for name in names:
         try:
             contender = CONTENDERS[name](inputs)
             result = contender.output(contender.run(0))
             contender.run(1 % len(inputs.caches))  # the first call of some does work only once
+            largest = difference(result if expected is None else expected, result)
+            turn = device.timed(contender.run, len(inputs.caches), rehearse=rehearse)
         except Exception as error:  # whatever a peer raises, the others are still to be measured
             problems[name] = _sentence(error)
             continue
         if expected is None:
             expected = result
-        largest = difference(expected, result)
         if largest > TOLERANCE[inputs.case.dtype]:
             problems[name] = f"wrong result: differs from {OURS} by {largest:.2g} of its maximum"
         else:
             contenders[name] = contender
-    return contenders, problems
+            turns[name] = turn
+    return contenders, turns, problems
 
 
 def _sentence(error: Exception) -> str:

@@ -206,7 +206,7 @@ def _summary_table(summaries: Sequence[Summary]) -> Table:
 
 def _milliseconds(result: Result, name: str) -> str:
     if name in result.seconds:
-        return f"{result.seconds[name].median * 1e3:.3f}"
+        return f"{result.seconds[name].median * 1e3:.4g}"
     return "wrong" if result.problems.get(name, "").startswith("wrong") else MISSING
 
 

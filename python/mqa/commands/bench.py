@@ -168,18 +168,20 @@ def run(arguments: argparse.Namespace) -> None:
         ValueError: The tool that measures the machine, or the GPU, is missing.
     """
     start = time.monotonic()
-    arguments.output.mkdir(parents=True, exist_ok=True)
     from mqa.bench import run as runner
     from mqa.bench.device import DEVICES
     from mqa.bench.machine import describe_machine, versions
     from mqa.bench.report import Report, notes, tables
 
     device = DEVICES[arguments.device]()
+    arguments.output.mkdir(parents=True, exist_ok=True)
     plan = make_plan(arguments, device.cold_bytes)
     report = Report(describe_machine(device), versions(), ["mqa", *sys.argv[1:]])
     file = arguments.output / "report.json"
-    runner.run(plan, report, lambda: save(report, file), start, device)
-    save(report, file)
+    try:
+        runner.run(plan, report, lambda: save(report, file), start, device)
+    finally:  # whatever breaks it off, hours of measurements are kept
+        save(report, file)
     for table in tables(report):
         print(f"\n{table.title}\n\n{format_table(table.header, table.rows)}")
     print("", *notes(report), sep="\n")

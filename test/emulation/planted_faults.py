@@ -91,6 +91,28 @@ FAULTS = [
         sanitised=True,
     ),
     Fault(
+        "a tile beyond the end is read",
+        LOADS,
+        "slot < first_ || slot >= end_",
+        "slot < first_ || slot >= end_ + Tile::kKeys",
+        "heap-buffer-overflow",
+        sanitised=True,
+    ),
+    Fault(
+        "no zeros beyond a row's width",
+        LOADS,
+        "from + chunk * kElements, chunk * kElements < left);",
+        "from + chunk * kElements, true);",
+        WRONG,
+    ),
+    Fault(
+        "swizzle of short rows only",
+        TILE,
+        "return (at ^ low << 4) + ((chunks - low) << 4);",
+        "return at ^ low << 4;",
+        WRONG,
+    ),
+    Fault(
         "page of another slot",
         ATTEND,
         "loader.look_up(tile + 1);",
@@ -121,6 +143,13 @@ FAULTS = [
         "part * a.part_chunks < end_chunk;",
         "part + 1 < end_chunk;",
         WRONG,
+    ),
+    Fault(
+        "chunks folded in another order",
+        COMBINE,
+        "int64_t{group} * parts + i;",
+        "int64_t{group} * parts + (i < parts ? parts - 1 - i : i);",
+        "bits of row",
     ),
     Fault("no barrier before groups are folded", COMBINE, "sync_block();", "", RACE),
     Fault(

@@ -46,11 +46,5 @@ inline void tile_multiply_add() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kC), "i"(kA), "i"(kB));
 }
 
-// c += a * b: a has rows of 64 int8, b has 16 rows of 16 times four, c is int32.
-template <int kC, int kA, int kB>
-inline void tile_multiply_add_codes() {
-  asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kC), "i"(kA), "i"(kB));
-}
-
 }  // namespace
 }  // namespace mqa::kernels::cpu

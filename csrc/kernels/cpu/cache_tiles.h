@@ -31,10 +31,9 @@ struct BFloat16Bits {
 };
 
 template <class To>
-constexpr DType kDTypeOf = std::is_same_v<To, double>   ? DType::kFloat64
-                           : std::is_same_v<To, float>  ? DType::kFloat32
-                           : std::is_same_v<To, int8_t> ? DType::kInt8
-                                                        : DType::kBFloat16;
+constexpr DType kDTypeOf = std::is_same_v<To, double>  ? DType::kFloat64
+                           : std::is_same_v<To, float> ? DType::kFloat32
+                                                       : DType::kBFloat16;
 
 // to[0, stride) = scale * the row, then zeros. What becomes bfloat16 has no scale and fits in it.
 template <class To>
@@ -125,8 +124,8 @@ class CacheTiles {
     return {to, stride_ * static_cast<int64_t>(sizeof(To))};
   }
 
-  // Codes stay codes: bfloat16 holds them exactly, but not their products with a scale.
-  static constexpr bool kScaled = std::is_floating_point_v<To>;
+  // bfloat16 holds codes of 8 bits exactly, but not their products with a scale.
+  static constexpr bool kScaled = !std::is_same_v<To, BFloat16Bits>;
 
   const AttentionParams& p_;
   const RowTile& tile_;

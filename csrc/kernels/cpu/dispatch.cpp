@@ -18,8 +18,7 @@ extern const TileOps<float> bfloat16_ops;
 }
 namespace amx {
 extern const TileOps<float> bfloat16_ops;
-extern const TileOps<float> int8_ops;
-}  // namespace amx
+}
 #endif
 
 template <>
@@ -28,8 +27,6 @@ const TileOps<float>& tile_ops<float>([[maybe_unused]] const AttentionParams& p)
   const Isa isa = current_isa();
   // Keys and values of 8 bits become bfloat16, too.
   if (p.dtype == DType::kBFloat16) {
-    const bool codes = p.key.dtype == DType::kInt8 && p.value.dtype == DType::kInt8;
-    if (codes && has_int8_tiles() && p.D <= kMostIntegerColumns) return amx::int8_ops;
     if (isa >= Isa::kAmx) return amx::bfloat16_ops;
     if (isa >= Isa::kAvx512Bf16) return avx512_bf16::bfloat16_ops;
   }

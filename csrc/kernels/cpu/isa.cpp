@@ -23,14 +23,6 @@ bool may_use_tiles() {
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 
-// Of cpuid's leaf 7, which says more than gcc 12 has names for.
-bool has_feature(int bit_of_edx) {
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  __get_cpuid_count(7, 0, &a, &b, &c, &d);
-  return d >> bit_of_edx & 1;
-}
-constexpr int kAmxBf16 = 22, kAmxTile = 24, kAmxInt8 = 25;
-
 Isa machine_isa() {
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return Isa::kGeneric;
   if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
@@ -38,8 +30,10 @@ Isa machine_isa() {
     return Isa::kAvx2;
   }
   if (!__builtin_cpu_supports("avx512bf16")) return Isa::kAvx512;
-  const bool has_tiles = has_feature(kAmxTile) && has_feature(kAmxBf16) && may_use_tiles();
-  return has_tiles ? Isa::kAmx : Isa::kAvx512Bf16;
+  unsigned a = 0, b = 0, c = 0, d = 0;  // gcc 12 knows no name for AMX
+  __get_cpuid_count(7, 0, &a, &b, &c, &d);
+  const bool has_amx_bf16 = (d >> 22 & 1) && (d >> 24 & 1);
+  return has_amx_bf16 && may_use_tiles() ? Isa::kAmx : Isa::kAvx512Bf16;
 }
 #else
 Isa machine_isa() { return Isa::kGeneric; }
@@ -64,15 +58,6 @@ Isa& isa_in_use() {
 }  // namespace
 
 Isa current_isa() { return isa_in_use(); }
-
-bool has_int8_tiles() {
-#ifdef __x86_64__
-  static const bool has = has_feature(kAmxInt8);
-  return has && current_isa() == Isa::kAmx;
-#else
-  return false;
-#endif
-}
 
 const char* isa_name(Isa isa) {
   switch (isa) {

@@ -11,9 +11,6 @@ enum class Isa : uint8_t { kGeneric, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 // cap at first use; throws std::invalid_argument where it holds no name of an ISA.
 Isa current_isa();
 
-// Whether it has tiles of int8, too.
-bool has_int8_tiles();
-
 // As in MQA_CPU_ISA: generic, avx2, avx512, avx512_bf16, amx.
 const char* isa_name(Isa isa);
 

@@ -1,6 +1,5 @@
 // The tiles of one instruction set, which MQA_ISA names.
 #if defined(MQA_AMX)
-#include "integer_engine.h"
 #include "matrix_engine.h"
 #else
 #include "vector_engine.h"
@@ -10,7 +9,6 @@ namespace mqa::kernels::cpu::MQA_ISA {
 
 #if defined(MQA_AMX)
 extern const TileOps<float> bfloat16_ops = kMatrixOps;
-extern const TileOps<float> int8_ops = kIntegerOps;
 #elif defined(__AVX512BF16__)
 extern const TileOps<float> bfloat16_ops = kVectorOps<PairProducts>;
 #else

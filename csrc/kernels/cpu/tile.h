@@ -10,9 +10,6 @@ namespace mqa::kernels::cpu {
 constexpr int64_t kTileRows = 128;
 constexpr int64_t kChunkKeys = 256;  // a softmax without rescaling, at absolute positions
 
-// Products of this many codes by integers of 15 bits stay below 2^31.
-constexpr int64_t kMostIntegerColumns = 1024;
-
 // Rows are padded with zeros to a multiple of every ISA's vector.
 constexpr int64_t padded(int64_t width) { return (width + 15) / 16 * 16; }
 

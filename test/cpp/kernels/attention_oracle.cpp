@@ -69,7 +69,7 @@ void Formula::attend(int64_t b, int64_t h, int64_t t) {
   const int64_t r = problem_.row(b, h, t);
   const double* query = query_.data() + r * s.D;
   const double sink = o.has_sinks ? problem_.sinks[h] : -INFINITY;
-  Row row{-INFINITY, 0, 0, 0, 0};
+  Row row{-INFINITY, 0, 0, 0};
   std::vector<std::pair<int64_t, double>> scores;  // of slots
   double largest = sink;
   for (int64_t j = 0; j < problem_.seq_lens[b]; ++j) {
@@ -105,22 +105,15 @@ void Formula::attend(int64_t b, int64_t h, int64_t t) {
   Element* elements = elements_.data() + r * s.D_v;
   for (const auto& [slot, weight] : scores) {
     row.square_weights += weight * weight;
-    const double scale =
-        problem_.is_quantised() ? problem_.value_scales[o.head_scales ? h / s.G : slot] : 1;
-    row.largest_weight = std::max(row.largest_weight, weight * scale);
     for (int64_t d = 0; d < s.D_v; ++d) {
       const double x = weight * value_[slot * s.D_v + d];
       elements[d].out += x;
       elements[d].magnitude += std::abs(x);
       elements[d].noise += x * x;
-      elements[d].codes += std::pow(value_[slot * s.D_v + d] / scale, 2);
     }
   }
   row.square_weights = std::sqrt(row.square_weights);
-  for (int64_t d = 0; d < s.D_v; ++d) {
-    elements[d].noise = std::sqrt(elements[d].noise);
-    elements[d].codes = std::sqrt(elements[d].codes);
-  }
+  for (int64_t d = 0; d < s.D_v; ++d) elements[d].noise = std::sqrt(elements[d].noise);
   rows_[r] = row;
 }
 
@@ -142,15 +135,12 @@ double Formula::arithmetic_error(const Row& row, WeightRounding rounding) const 
 // |e_j| <= u makes the sum exceed 6 u sqrt(sum_j (p_j v_j)^2) once in 3e7 times at most
 // (Hoeffding), far less often for errors spread over [-u, u]. A missing key of 2000 is still seen.
 //
-// Roundings to the nearest multiple of a step err by half of it at most, likewise.
-//
 // Last, out itself is rounded.
 double Formula::tolerance(const Row& row, const Element& e, WeightRounding rounding) const {
   const double output = unit_roundoff(problem_.format.query) * std::abs(e.out);
   const double subnormal = problem_.format.query == DType::kFloat16 ? kSmallestFloat16 : 0;
   const double arithmetic = arithmetic_error(row, rounding) * (e.magnitude + 0x1p-4);
-  const double stepping = 6 * rounding.step / 2 * row.largest_weight * e.codes;
-  return output + subnormal + arithmetic + 6 * rounding.relative * rounded(row, e) + stepping;
+  return output + subnormal + arithmetic + 6 * rounding.relative * rounded(row, e);
 }
 
 // What roundings of weights to bfloat16 multiply. Where the values of a quantised cache are

@@ -17,9 +17,6 @@ struct WeightRounding {
   // Unit roundoff of their format, as in PyTorch's flash kernel, and of the keys and values of a
   // quantised cache.
   double relative = 0;
-  // Of a row's weights times its values' scales: the distance of two neighbours, as a share of the
-  // largest one.
-  double step = 0;
 };
 
 class Formula {
@@ -38,13 +35,11 @@ class Formula {
     double largest_score;   // |s_j| of the keys that it sees
     double score_noise;     // max |scale| sqrt(sum_d (q_d k_jd)^2) of the keys that it sees
     double square_weights;  // sqrt(sum_j p_j^2)
-    double largest_weight;  // max p_j scale_j, of quantised values
   };
   struct Element {
     double out;
     double magnitude;  // sum_j p_j |v_j|
     double noise;      // sqrt(sum_j (p_j v_j)^2)
-    double codes;      // sqrt(sum_j code_j^2), of quantised values
   };
 
   void attend(int64_t b, int64_t h, int64_t t);

@@ -11,10 +11,6 @@ void run(const AttentionParams& params, const Threads& threads) { cpu::attention
 
 WeightRounding weight_rounding(cpu::Isa isa, Format format) {
   if (isa < cpu::Isa::kAvx512Bf16 || format.query != DType::kBFloat16) return {};
-  // Integers of 15 bits for weights, and for queries, which err relative to their largest element.
-  const bool by_integers =
-      isa == cpu::Isa::kAmx && format.cache == DType::kInt8 && cpu::has_int8_tiles();
-  if (by_integers) return {.relative = 0x1p-12, .step = 1. / (127 * 128)};
   return {.relative = unit_roundoff(DType::kBFloat16)};
 }
 

@@ -30,7 +30,7 @@ from mqa.bench.peers.contender import Contender
 from mqa.bench.plots import series
 from mqa.bench.reading import Copier, Reader
 from mqa.bench.replay import MIN_SECONDS, replayed
-from mqa.bench.report import Report, missing, notes
+from mqa.bench.report import Report, missing, notes, tables
 from mqa.bench.summary import summarise
 from mqa.bench.timing import MAX_SAMPLES, MIN_SAMPLES, Samples, Timed, interleave
 from mqa.commands import bench
@@ -401,6 +401,14 @@ def test_means_and_minima() -> None:
     assert by_name["prefill"].best_peer == pytest.approx((3.0, 3.0))
     assert by_name["prefill"].sdpa is None
     assert by_name["decode, warm, int8"].best_peer == pytest.approx((1.5, 1.5))
+
+
+def test_table_has_bytes_per_second_and_their_share_of_memory() -> None:
+    one = replace(result(DECODE, {OURS: 1e-6}), bound=floor.Bound(1e-7, "memory", 4e11))
+    (table,) = [t for t in tables(Report({}, {}, [], results=[one])) if t.title == "decode, warm"]
+    row = dict(zip(table.header, table.rows[0], strict=True))
+    assert DECODE.bytes == 110_592
+    assert (row["GB/s"], row["of memory"], row["of floor"]) == ("110.6", "0.28", "0.10")
 
 
 def test_plotted_series_is_the_longest_and_most_typical() -> None:

@@ -138,7 +138,7 @@ def _case_table(title: str, results: Sequence[Result]) -> Table:
         "G",
         *(f"{name} ms" for name in contenders),
     ]
-    header += ["best peer", "vs best", "vs SDPA", "of floor", "bound"]
+    header += ["best peer", "vs best", "vs SDPA", "GB/s", "of memory", "of floor", "bound"]
     rows = []
     for result in results:
         case = result.case
@@ -152,6 +152,7 @@ def _case_table(title: str, results: Sequence[Result]) -> Table:
                 best_peer(result) or MISSING,
                 _number(speedup(result, best_peer(result))),
                 _number(speedup(result, SDPA)),
+                *_bandwidth(result),
                 _number(floor_fraction(result)),
                 result.bound.term + (" !" if result.is_disturbed else ""),
             ]
@@ -208,6 +209,14 @@ def _milliseconds(result: Result, name: str) -> str:
     if name in result.seconds:
         return f"{result.seconds[name].median * 1e3:.4g}"
     return "wrong" if result.problems.get(name, "").startswith("wrong") else MISSING
+
+
+def _bandwidth(result: Result) -> tuple[str, str]:
+    """Bytes that ours had to move, per second, and as a share of what memory gave."""
+    if OURS not in result.seconds:
+        return MISSING, MISSING
+    rate = result.case.bytes / result.seconds[OURS].median
+    return f"{rate / 1e9:.4g}", _number(rate / result.bound.bandwidth)
 
 
 def _number(ratio: float | None) -> str:

@@ -176,57 +176,124 @@ Threads concurrent() {
           }};
 }
 
-Result attend(const Problem& problem, const Layout& layout, const Threads& threads) {
-  const Shape& s = problem.shape;
-  const Options& o = problem.options;
-  const Placement placement(problem, layout);
-  Numbers query(problem.format.query, problem.query.size(), layout.is_aligned);
-  query.copy(0, problem.query, 0, query.size());
-  Numbers alibi = problem.alibi_slopes, sinks = problem.sinks;
-  Side key = placement.place(problem.key, problem.key_scales, s.D);
-  Side value = placement.place(problem.value, problem.value_scales, s.D_v);
-  if (s.value_is_key) value.cache = key.cache;
-  const std::vector<int32_t> table = placement.table();
-  // A mask has as many columns as the cache has slots.
-  const int64_t columns = placement.capacity();
-  Numbers mask(problem.mask.dtype(), problem.mask.size() ? problem.mask.size() / s.S * columns : 0);
-  mask.fill(0, mask.size(), garbage(mask.dtype()));
-  for (int64_t i = 0; i < (s.S ? problem.mask.size() / s.S : 0); ++i) {
-    mask.copy(i * columns, problem.mask, i * s.S, s.S);
-  }
-  Guarded out(problem.format.query, s.B * s.H_q() * s.T * s.D_v);
-  Guarded lse(problem.accumulator(), s.B * s.H_q() * s.T);
+namespace {
 
-  AttentionParams p{};
-  p.B = s.B, p.H_q = s.H_q(), p.H_kv = s.H_kv;
-  p.T = s.T, p.S = columns, p.D = s.D, p.D_v = s.D_v;
-  p.query = query.data();
-  p.dtype = problem.format.query;
-  p.query_batch_stride = p.H_q * p.T * p.D;
-  p.query_head_stride = p.T * p.D;
-  p.query_token_stride = p.D;
-  p.key = key.cache, p.value = value.cache;
-  if (layout.page_size) {
-    p.block_table = {table.data(), placement.row_pages(), 1, layout.page_size, placement.rows()};
+// A problem's tensors in memory, and the params that point to them.
+class Call {
+ public:
+  Call(const Problem& problem, const Layout& layout)
+      : s_(problem.shape),
+        placement_(problem, layout),
+        query_(problem.format.query, problem.query.size(), layout.is_aligned),
+        alibi_(problem.alibi_slopes),
+        sinks_(problem.sinks),
+        key_(placement_.place(problem.key, problem.key_scales, s_.D)),
+        value_(placement_.place(problem.value, problem.value_scales, s_.D_v)),
+        table_(placement_.table()),
+        mask_(mask_of(problem, placement_.capacity())),
+        out_(problem.format.query, s_.B * s_.H_q() * s_.T * s_.D_v),
+        lse_(problem.accumulator(), s_.B * s_.H_q() * s_.T) {
+    const Options& o = problem.options;
+    query_.copy(0, problem.query, 0, query_.size());
+    if (s_.value_is_key) value_.cache = key_.cache;
+    AttentionParams& p = params;
+    p.B = s_.B, p.H_q = s_.H_q(), p.H_kv = s_.H_kv;
+    p.T = s_.T, p.S = placement_.capacity(), p.D = s_.D, p.D_v = s_.D_v;
+    p.query = query_.data();
+    p.dtype = problem.format.query;
+    p.query_batch_stride = p.H_q * p.T * p.D;
+    p.query_head_stride = p.T * p.D;
+    p.query_token_stride = p.D;
+    p.key = key_.cache, p.value = value_.cache;
+    if (layout.page_size) {
+      p.block_table = {table_.data(), placement_.row_pages(), 1, layout.page_size,
+                       placement_.rows()};
+    }
+    p.seq_lens = problem.seq_lens.data();
+    if (mask_.size()) p.mask = mask_params(problem, mask_);
+    p.is_causal = o.is_causal;
+    p.window_left = o.window_left, p.window_right = o.window_right;
+    p.scale = o.scale, p.softcap = o.softcap;
+    if (o.has_alibi) p.alibi_slopes = alibi_.data();
+    p.alibi_batch_stride = p.H_q, p.alibi_head_stride = 1;
+    if (o.has_sinks) p.sinks = sinks_.data();
+    p.out = out_.data(), p.lse = lse_.data();
   }
-  p.seq_lens = problem.seq_lens.data();
-  if (mask.size()) {
-    p.mask = {mask.data(),
-              mask.dtype(),
-              problem.mask_B > 1 ? problem.mask_H * problem.mask_T * columns : 0,
-              problem.mask_H > 1 ? problem.mask_T * columns : 0,
-              problem.mask_T > 1 ? columns : 0,
-              1};
+
+  // Of a tensor like the problem's mask, with a column for each slot of the cache.
+  Mask mask_params(const Problem& problem, Numbers& data) const {
+    const int64_t columns = placement_.capacity();
+    return {data.data(),
+            data.dtype(),
+            problem.mask_B > 1 ? problem.mask_H * problem.mask_T * columns : 0,
+            problem.mask_H > 1 ? problem.mask_T * columns : 0,
+            problem.mask_T > 1 ? columns : 0,
+            1};
   }
-  p.is_causal = o.is_causal;
-  p.window_left = o.window_left, p.window_right = o.window_right;
-  p.scale = o.scale, p.softcap = o.softcap;
-  if (o.has_alibi) p.alibi_slopes = alibi.data();
-  p.alibi_batch_stride = p.H_q, p.alibi_head_stride = 1;
-  if (o.has_sinks) p.sinks = sinks.data();
-  p.out = out.data(), p.lse = lse.data();
-  run(p, threads);
-  return {out.take(), lse.take()};
+
+  Result result() const { return {out_.take(), lse_.take()}; }
+
+  AttentionParams params{};
+
+ private:
+  static Numbers mask_of(const Problem& problem, int64_t columns) {
+    const int64_t S = problem.shape.S, rows = S ? problem.mask.size() / S : 0;
+    Numbers mask(problem.mask.dtype(), rows * columns);
+    mask.fill(0, mask.size(), garbage(mask.dtype()));
+    for (int64_t i = 0; i < rows; ++i) mask.copy(i * columns, problem.mask, i * S, S);
+    return mask;
+  }
+
+  const Shape& s_;
+  Placement placement_;
+  Numbers query_, alibi_, sinks_;
+  Side key_, value_;
+  std::vector<int32_t> table_;
+  Numbers mask_;
+  Guarded out_, lse_;
+};
+
+}  // namespace
+
+Result attend(const Problem& problem, const Layout& layout, const Threads& threads) {
+  Call call(problem, layout);
+  run(call.params, threads);
+  return call.result();
+}
+
+Gradients differentiate(const Problem& problem, const OutGrads& grads, const Layout& layout,
+                        const Threads& threads) {
+  const Shape& s = problem.shape;
+  const DType exact = problem.accumulator();
+  Call call(problem, layout);
+  run(call.params, threads);
+
+  const int64_t slots = call.params.S;
+  Numbers grad_out = grads.out, grad_lse = grads.lse;
+  const bool of_cache = !problem.is_quantised();
+  const DType of_cache_dtype = layout.page_size ? exact : problem.format.query;
+  Guarded row_sums(exact, s.B * s.H_q() * s.T);
+  Guarded query(problem.format.query, s.B * s.H_q() * s.T * s.D);
+  Guarded key(of_cache_dtype, s.B * s.H_kv * slots * s.D);
+  Guarded value(of_cache_dtype, s.B * s.H_kv * slots * s.D_v);
+  const bool of_mask = problem.mask.size() > 0 && problem.mask.dtype() != DType::kBool;
+  Numbers mask(exact, of_mask ? problem.mask.size() / s.S * slots : 0);
+
+  BackwardParams p{};
+  static_cast<AttentionParams&>(p) = call.params;
+  p.grad_out = grad_out.data(), p.grad_lse = grad_lse.data();
+  p.grad_out_batch_stride = p.H_q * p.T * p.D_v;
+  p.grad_out_head_stride = p.T * p.D_v, p.grad_out_token_stride = p.D_v;
+  p.row_sums = row_sums.data();
+  p.grad_query = query.data();
+  if (of_cache) p.grad_key = key.data(), p.grad_value = value.data();
+  p.grad_cache_dtype = of_cache_dtype;
+  if (of_mask) p.grad_mask = call.mask_params(problem, mask);
+  run_backward(p, threads);
+
+  Gradients result{query.take(), {}, {}, mask, row_sums.take(), slots};
+  if (of_cache) result.key = key.take(), result.value = value.take();
+  return result;
 }
 
 }  // namespace mqa::kernels

@@ -44,4 +44,22 @@ void run(const AttentionParams& params, const Threads& threads);
 
 Result attend(const Problem& problem, const Layout& layout = {}, const Threads& threads = {});
 
+struct OutGrads {
+  Numbers out, lse;  // as the results
+};
+
+struct Gradients {
+  Numbers query, key, value;  // [B, H_q, T, D], [B, H_kv, slots, D], [B, H_kv, slots, D_v]
+  Numbers mask;               // as the problem's, with a column for each slot
+  Numbers row_sums;           // [B, H_q, T]
+  int64_t slots;
+};
+
+// Of params.workspace it takes care itself.
+void run_backward(BackwardParams& params, const Threads& threads);
+
+// Gradients of attend(); of key and value where the cache holds floats.
+Gradients differentiate(const Problem& problem, const OutGrads& grads, const Layout& layout = {},
+                        const Threads& threads = {});
+
 }  // namespace mqa::kernels

@@ -16,6 +16,8 @@ std::vector<double> numbers(const Numbers& tensor) {
   return x;
 }
 
+}  // namespace
+
 std::vector<double> dequantised(const Problem& p, const Numbers& codes, const Numbers& scales,
                                 int64_t width) {
   std::vector<double> x = numbers(codes);
@@ -32,8 +34,6 @@ std::vector<double> dequantised(const Problem& p, const Numbers& codes, const Nu
   }
   return x;
 }
-
-}  // namespace
 
 double unit_roundoff(DType dtype) {
   switch (dtype) {

@@ -11,6 +11,10 @@ namespace mqa::kernels {
 // Half the distance from 1 to the next larger number.
 double unit_roundoff(DType dtype);
 
+// Of keys or values of `width` elements.
+std::vector<double> dequantised(const Problem& problem, const Numbers& codes, const Numbers& scales,
+                                int64_t width);
+
 // How a kernel rounds weights before it multiplies values by them; nothing where they stay in the
 // accumulator's format.
 struct WeightRounding {

@@ -4,10 +4,17 @@
 #include "attention_oracle.h"
 #include "dtypes.h"
 #include "kernels/cpu/attention.h"
+#include "kernels/cpu/backward.h"
 
 namespace mqa::kernels {
 
 void run(const AttentionParams& params, const Threads& threads) { cpu::attention(params, threads); }
+
+void run_backward(BackwardParams& params, const Threads& threads) {
+  std::vector<char> workspace(cpu::backward_workspace(params));
+  params.workspace = workspace.data();
+  cpu::attention_backward(params, threads);
+}
 
 WeightRounding weight_rounding(cpu::Isa isa, Format format) {
   if (isa < cpu::Isa::kAvx512Bf16 || format.query != DType::kBFloat16) return {};

@@ -1,6 +1,7 @@
 #include "gradients.h"
 
 #include <ATen/ATen.h>
+#include <ATen/ExpandUtils.h>
 
 #include <cmath>
 
@@ -35,7 +36,9 @@ AttentionGrads gradients(const BackwardCall& call, const Tensor& key, const Tens
   const auto or_none = [&](const Tensor& grad) { return grad.defined() ? grad : none; };
   return {or_none(call.grad_query), or_none(cache_grad(call.grad_key, key)),
           or_none(cache_grad(call.grad_value, value)),
-          call.grad_mask.defined() ? call.grad_mask.to(o.attn_mask->scalar_type()) : none,
+          call.grad_mask.defined()
+              ? at::sum_to(call.grad_mask, o.attn_mask->sizes()).to(o.attn_mask->scalar_type())
+              : none,
           call.wants_sinks ? sinks_grad(call, *o.sinks) : none};
 }
 

@@ -23,30 +23,11 @@ kernels::cuda::Device device_of(const char* op, const Tensor& tensor) {
                                 attribute(cudaDevAttrComputeCapabilityMinor)};
 }
 
-void check_implemented(const char* op, const Tensor& query, const Tensor& value) {
-  check_not_float64(op, "query", query);
-  const auto check_size = [op](const char* name, const Tensor& t, int64_t most) {
-    TORCH_CHECK_NOT_IMPLEMENTED(t.size(-1) <= most, "mqa::", op, ": expected ", name,
-                                ".size(-1) <= ", most, " on CUDA, got ", t.size(-1));
-  };
-  check_size("query", query, kernels::cuda::kMaxHeadDim);
-  check_size("value", value, kernels::cuda::kMaxValueHeadDim);
-}
-
-// The kernels count a sequence's slots, and a KV head's rows, in int.
-void check_counts(const char* op, const kernels::AttentionParams& p) {
-  constexpr int64_t kMost = int64_t{1} << 30;
-  TORCH_CHECK_NOT_IMPLEMENTED(p.S <= kMost, "mqa::", op, ": expected at most ", kMost,
-                              " slots in a sequence's cache on CUDA, got ", p.S);
-  TORCH_CHECK_NOT_IMPLEMENTED(p.H_q / p.H_kv * p.T <= kMost, "mqa::", op, ": expected at most ",
-                              kMost, " query rows for a KV head on CUDA, got ",
-                              p.H_q / p.H_kv * p.T);
-}
-
 AttentionCall run(const char* op, const Tensor& query, const Tensor& key, const Tensor& value,
                   const AttentionOptions& options, bool want_lse) {
   check_attention(op, query, key, value, options);
-  check_implemented(op, query, value);
+  check_not_float64(op, "query", query);
+  check_head_dims(op, query, value, kernels::cuda::kMaxHeadDim, kernels::cuda::kMaxValueHeadDim);
   AttentionCall call = attention_call(query, key, value, options, want_lse);
   check_counts(op, call.params);
   if (checks_contents()) check_attention_contents(op, key, call.seq_lens, options.block_table);

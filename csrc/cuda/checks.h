@@ -13,4 +13,11 @@ void check_not_float64(const char* op, const char* name, const Tensor& tensor);
 // back: the kernels leave alone what lies outside of a cache.
 bool checks_contents();
 
+// That the kernels take head_dims up to these.
+void check_head_dims(const char* op, const Tensor& query, const Tensor& value, int64_t most,
+                     int64_t most_of_values);
+
+// The kernels count a sequence's slots, and a KV head's rows, in int.
+void check_counts(const char* op, const kernels::AttentionParams& params);
+
 }  // namespace mqa::cuda

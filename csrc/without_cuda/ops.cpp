@@ -16,7 +16,8 @@ void refuse_cuda(const c10::OperatorHandle& op, torch::jit::Stack*) {
 
 TORCH_LIBRARY_IMPL(mqa, CUDA, m) {
   if (!mqa::first_copy()) return;
-  for (const char* op : {"attention", "attention_lse", "merge", "kv_append"}) {
+  for (const char* op :
+       {"attention", "attention_lse", "attention_backward", "merge", "kv_append"}) {
     m.impl(op, torch::CppFunction::makeFromBoxedFunction<refuse_cuda>());
   }
 }

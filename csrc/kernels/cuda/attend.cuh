@@ -189,7 +189,7 @@ attend(const GRID_CONSTANT AttentionArgs a) {
     const int values = stage + Tile::kKeyBytes, scales = values + Tile::kValueBytes;
     const int key = tile * Tile::kKeys, lane_key = key + 2 * (lane_index() & 3);
     typename Tile::Scores scores;
-    multiply_keys<Tile>(warp_row, stage, scores);
+    multiply_keys<Tile>(/*queries=*/0, warp_row, stage, scores);
     scale_scores<Tile>(scale, scales, scores);
     if (has_options) apply_options<Tile>(rows, end_row, lane_key, scores);
     const bool hides = key < by_last.begin || key + Tile::kKeys > by_first.end;

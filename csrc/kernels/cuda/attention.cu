@@ -1,3 +1,4 @@
+#include "aligned.h"
 #include "attention.h"
 #include "combine.cuh"
 #include "instances.h"
@@ -26,18 +27,6 @@ Status launch_query(const Plan& plan, const AttentionArgs& args, const Device& d
   const int64_t blocks = p.B * p.H_q * p.T * ((p.D_v + kCombineColumns - 1) / kCombineColumns);
   return launch(combine<Query>, blocks, kCombineWarps * 32, kCombineSmem, stream,
                 /*dependent=*/device.compute_capability >= 90, args);
-}
-
-bool is_aligned(const void* data, std::initializer_list<int64_t> elements, DType dtype) {
-  const auto divides = [](uint64_t bytes) { return bytes % 16 == 0; };
-  bool aligned = divides(reinterpret_cast<uintptr_t>(data));
-  for (int64_t count : elements) aligned &= divides(count * size_of(dtype));
-  return aligned;
-}
-
-bool is_aligned(const Cache& cache, int64_t width) {
-  return is_aligned(cache.data, {cache.row_stride, cache.head_stride, cache.slot_stride, width},
-                    cache.dtype);
 }
 
 }  // namespace

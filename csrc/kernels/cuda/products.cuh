@@ -20,15 +20,15 @@ DEVICE int value_column(int n, int i) {
 
 // 16 columns of 16 query rows as the left operand of a product.
 template <class Tile>
-DEVICE void query_operand(int first_row, int step, uint32_t (&a)[4]) {
+DEVICE void query_operand(int queries, int first_row, int step, uint32_t (&a)[4]) {
   constexpr int kBytes = Tile::kQueryRowBytes;
-  const int at = chunk_at<kBytes>(first_row + (lane_index() & 15), lane_index() >> 4);
+  const int at = queries + chunk_at<kBytes>(first_row + (lane_index() & 15), lane_index() >> 4);
   ldmatrix_x4(a, smem_address(dynamic_smem()) + further<kBytes>(at, 2 * step));
 }
 
-// scores = query rows from first_row on times the keys at `keys`
+// scores = the rows from first_row on of the queries at `queries` times the keys at `keys`
 template <class Tile>
-DEVICE void multiply_keys(int first_row, int keys, typename Tile::Scores& scores) {
+DEVICE void multiply_keys(int queries, int first_row, int keys, typename Tile::Scores& scores) {
   using Query = typename Tile::Query;
   using Stored = typename Tile::Stored;
   constexpr int kSteps = Tile::kD / 16, kBytes = Tile::kKeyRowBytes;
@@ -47,7 +47,7 @@ DEVICE void multiply_keys(int first_row, int keys, typename Tile::Scores& scores
       uint32_t q[Tile::kRowGroups][4];
 #pragma unroll
       for (int m = 0; m < Tile::kRowGroups; ++m) {
-        query_operand<Tile>(first_row + 16 * m, step, q[m]);
+        query_operand<Tile>(queries, first_row + 16 * m, step, q[m]);
       }
 #pragma unroll
       for (int n = 0; n < Tile::kKeyTiles; n += 2) {
@@ -77,7 +77,7 @@ DEVICE void multiply_keys(int first_row, int keys, typename Tile::Scores& scores
         uint32_t q[Tile::kRowGroups][4];
 #pragma unroll
         for (int m = 0; m < Tile::kRowGroups; ++m) {
-          query_operand<Tile>(first_row + 16 * m, 4 * block + j, q[m]);
+          query_operand<Tile>(queries, first_row + 16 * m, 4 * block + j, q[m]);
         }
 #pragma unroll
         for (int n = 0; n < Tile::kKeyTiles; ++n) {
@@ -101,7 +101,7 @@ DEVICE void multiply_keys(int first_row, int keys, typename Tile::Scores& scores
 #pragma unroll
           for (int j = 0; j < 2; ++j) {
             const int row = first_row + 16 * m + 8 * j + (lane >> 2);
-            load_four<float>(chunk_at<Tile::kQueryRowBytes>(row, column / 4), q[m][j]);
+            load_four<float>(queries + chunk_at<Tile::kQueryRowBytes>(row, column / 4), q[m][j]);
           }
 #pragma unroll
         for (int n = 0; n < Tile::kKeyTiles; ++n)

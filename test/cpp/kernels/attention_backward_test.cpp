@@ -6,7 +6,7 @@
 
 #include "attention_call.h"
 #include "attention_cases.h"
-#include "gradient_oracle.h"
+#include "attention_gradient_oracle.h"
 
 namespace mqa::kernels {
 namespace {
@@ -24,6 +24,12 @@ OutGrads random_grads(const Problem& problem, unsigned seed) {
 
 class AttentionBackward : public AttentionTest {
  protected:
+  Case draw(CaseGenerator& generator, int64_t work) const {
+    Case c = generator.draw(format(), work);
+    while (!has_backward(c)) c = generator.draw(format(), work);
+    return c;
+  }
+
   void check(const Case& c, const Layout& layout, unsigned seed) const {
     SCOPED_TRACE(testing::Message() << c << ", " << layout << ", seed " << seed);
     const Problem problem(c, seed);
@@ -52,7 +58,7 @@ TEST_P(AttentionBackward, EqualsTheFormulaForLargeSizes) {
 TEST_P(AttentionBackward, EqualsTheFormulaForAnyCall) {
   CaseGenerator generator(/*seed=*/3);
   for (int i = 0; i < 40; ++i) {
-    const Case c = generator.draw(format(), /*work=*/1'000'000);
+    const Case c = draw(generator, /*work=*/1'000'000);
     check(c, generator.layout(), generator.seed());
     if (HasFailure()) return;
   }
@@ -66,7 +72,7 @@ void expect_same_bits(const Numbers& a, const Numbers& b) {
 TEST_P(AttentionBackward, HasTheSameBitsForEveryThreadCount) {
   CaseGenerator generator(/*seed=*/4);
   for (int i = 0; i < 10; ++i) {
-    const Case c = generator.draw(format(), /*work=*/2'000'000);
+    const Case c = draw(generator, /*work=*/2'000'000);
     const unsigned seed = generator.seed();
     SCOPED_TRACE(testing::Message() << c << ", seed " << seed);
     const Problem problem(c, seed);
@@ -84,7 +90,15 @@ TEST_P(AttentionBackward, HasTheSameBitsForEveryThreadCount) {
   }
 }
 
-INSTANTIATE_ATTENTION_TEST(AttentionBackward);
+std::vector<AttentionTest::ParamType> kernels_with_backward() {
+  auto kernels = kernels_with_their_own_code();
+  std::erase_if(kernels,
+                [](const auto& kernel) { return !has_backward({std::get<1>(kernel), {}, {}}); });
+  return kernels;
+}
+
+INSTANTIATE_TEST_SUITE_P(Kernels, AttentionBackward, testing::ValuesIn(kernels_with_backward()),
+                         name_of_test);
 
 }  // namespace
 }  // namespace mqa::kernels

@@ -57,6 +57,7 @@ struct Gradients {
 
 // Of params.workspace it takes care itself.
 void run_backward(BackwardParams& params, const Threads& threads);
+bool has_backward(const Case& c);
 
 // Gradients of attend(); of key and value where the cache holds floats.
 Gradients differentiate(const Problem& problem, const OutGrads& grads, const Layout& layout = {},

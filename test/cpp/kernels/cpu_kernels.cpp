@@ -16,6 +16,8 @@ void run_backward(BackwardParams& params, const Threads& threads) {
   cpu::attention_backward(params, threads);
 }
 
+bool has_backward(const Case&) { return true; }
+
 WeightRounding weight_rounding(cpu::Isa isa, Format format) {
   if (isa < cpu::Isa::kAvx512Bf16 || format.query != DType::kBFloat16) return {};
   return {.relative = unit_roundoff(DType::kBFloat16)};

@@ -23,9 +23,9 @@ class GradientFormula {
     double error = 0;    // of terms whose errors may all have one sign
     double squares = 0;  // of terms that are rounded independently
     double magnitude = 0;
-
-    void add(double left, double left_error, double right, double rounding);
   };
+
+  void add(double left, double left_error, double right, Sum& sum) const;
 
   void differentiate(int64_t b, int64_t h, int64_t t);
   void expect_close(const char* name, const std::vector<Sum>& sums, const Numbers& result,

@@ -1,4 +1,4 @@
-#include "gradient_oracle.h"
+#include "attention_gradient_oracle.h"
 
 #include <gtest/gtest.h>
 
@@ -12,12 +12,15 @@ constexpr double kSmallestFloat16 = 0x1p-24;  // subnormals are this far apart
 
 }  // namespace
 
-// Adds left * right, where `rounding` is that of left, independent of all other roundings.
-void GradientFormula::Sum::add(double left, double left_error, double right, double rounding) {
-  value += left * right;
-  magnitude += std::abs(left * right);
-  error += left_error * std::abs(right);
-  squares += std::pow(rounding * left * right, 2);
+// Adds left * right, where left is rounded, independently of all other roundings.
+void GradientFormula::add(double left, double left_error, double right, Sum& sum) const {
+  const bool subnormal = problem_.format.query == DType::kFloat16 && rounding_.relative > 0;
+  const double rounding =
+      std::max(rounding_.relative * std::abs(left), subnormal ? kSmallestFloat16 / 2 : 0);
+  sum.value += left * right;
+  sum.magnitude += std::abs(left * right);
+  sum.error += left_error * std::abs(right);
+  sum.squares += std::pow(rounding * right, 2);
 }
 
 GradientFormula::GradientFormula(const Problem& problem, const OutGrads& grads,
@@ -127,19 +130,17 @@ void GradientFormula::differentiate(int64_t b, int64_t h, int64_t t) {
     const double values = problem_.is_quantised() ? 6 * rounding_.relative : 0;
     const double d_error =
         key.p * ((16 * u + values) * key.dp_noise + z_error) + (p_error + 4 * u) * std::abs(d);
-    if (!mask_grad_.empty()) mask_grad_[key.mask].add(d, d_error, 1, 0);
+    if (!mask_grad_.empty()) add(d, d_error, 1, mask_grad_[key.mask]);
     const double slope_error = o.softcap > 0 ? 16 * u * (1 + largest_score / o.softcap) : 0;
     const double dot = o.scale * d * key.slope;
     const double dot_error = std::abs(o.scale) * (d_error * key.slope + std::abs(d) * slope_error);
     for (int64_t i = 0; i < s.D; ++i) {
-      query_grad_[r * s.D + i].add(dot, dot_error + values * std::abs(dot),
-                                   key_[key.slot * s.D + i], rounding_.relative);
-      key_grad_[key.slot * s.D + i].add(dot, dot_error, problem_.query[r * s.D + i],
-                                        rounding_.relative);
+      add(dot, dot_error + values * std::abs(dot), key_[key.slot * s.D + i],
+          query_grad_[r * s.D + i]);
+      add(dot, dot_error, problem_.query[r * s.D + i], key_grad_[key.slot * s.D + i]);
     }
     for (int64_t i = 0; i < s.D_v; ++i) {
-      value_grad_[key.slot * s.D_v + i].add(key.p, key.p * p_error, grads_.out[r * s.D_v + i],
-                                            rounding_.relative);
+      add(key.p, key.p * p_error, grads_.out[r * s.D_v + i], value_grad_[key.slot * s.D_v + i]);
     }
   }
 }

@@ -1,5 +1,4 @@
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
+#include <ATen/ATen.h>
 #include <torch/library.h>
 
 #include "../checks.h"

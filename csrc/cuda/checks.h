@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../checks.h"
+#include "../kernels/params.h"
 
 namespace mqa::cuda {
 

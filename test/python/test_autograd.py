@@ -1,16 +1,20 @@
 """Gradients: against finite differences, against autograd through the oracle, and what has none."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from torch import Tensor, float64
+from torch.nn.functional import scaled_dot_product_attention
 
 import mqa
 import oracle
-from cases import FLOATS, Case, build, random_mask
+from cases import FLOATS, Case, build, random_mask, same_bits
 from devices import Ops
+from mqa.bench.training import peak_bytes
 from strategies import attention_cases
 from transforms import paged
 
@@ -88,6 +92,126 @@ def test_any_call_against_the_oracle(ops: Ops, case: Case) -> None:
     plain = gradients(plain_inputs, oracle.attention(**case.but(**plain_inputs), dtype=dtype))
     for a, e, p in zip(actual, exact, plain, strict=True):
         oracle.assert_as_accurate_as_torch(a, e, p, magnitude)
+
+
+TRAINING = {
+    "MQA": {"H_kv": 1, "G": 16},
+    "GQA": {"H_kv": 2, "G": 3},
+    "MHA": {"H_kv": 4, "G": 1},
+}
+
+
+def train(attend: Callable[..., Tensor], inputs: list[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    return torch.autograd.grad(attend(*leaves), leaves, grad.to(leaves[0].dtype))
+
+
+@pytest.mark.parametrize("heads", TRAINING)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_as_accurate_as_the_backward_of_scaled_dot_product_attention(
+    ops: Ops, dtype: torch.dtype, heads: str
+) -> None:
+    case = build(**{"B": 2, "T": 130, "S": 130, "D": 64} | TRAINING[heads], dtype=dtype)
+    inputs = [case[name] for name in ("query", "key", "value")]
+    grad = torch.randn(inputs[0].shape, dtype=float64).to(dtype)
+
+    def sdpa(*x: Tensor) -> Tensor:
+        return scaled_dot_product_attention(*x, is_causal=True, enable_gqa=True)
+
+    actual = train(partial(ops.attention, is_causal=True), inputs, grad)
+    exact = train(sdpa, [x.double() for x in inputs], grad)
+    for a, e, theirs in zip(actual, exact, train(sdpa, inputs, grad), strict=True):
+        oracle.assert_as_accurate_as_torch(a, e, theirs)
+
+
+def test_the_same_bits_in_every_run_and_batch(ops: Ops) -> None:
+    """With one thread and with several."""
+    case = build(B=3, H_kv=1, G=8, T=150, S=150, D=64, dtype=torch.bfloat16)
+    inputs = [case[name] for name in ("query", "key", "value")]
+    grad = torch.randn(inputs[0].shape)
+    attend = partial(ops.attention, is_causal=True)
+    expected = train(attend, inputs, grad)
+    threads = torch.get_num_threads()
+    for count in (1, 2, threads):
+        torch.set_num_threads(count)
+        for a, e in zip(train(attend, inputs, grad), expected, strict=True):
+            assert same_bits(a, e)
+    torch.set_num_threads(threads)
+    for a, e in zip(train(attend, [x[1:2] for x in inputs], grad[1:2]), expected, strict=True):
+        assert same_bits(a, e[1:2])
+
+
+def test_no_matrix_of_queries_and_keys_is_kept() -> None:
+    query, key = torch.randn(1, 4, 2048, 64), torch.randn(1, 1, 2048, 64)
+
+    def step(_: int) -> tuple[Tensor, ...]:
+        return train(partial(mqa.attention, is_causal=True), [query, key, key], query)
+
+    assert peak_bytes(step) < 8 * query.nbytes  # the matrix would take 32 times as much
+
+
+@pytest.mark.parametrize("hidden", ["by a mask", "by being later"])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_hidden_keys_leave_no_trace(ops: Ops, dtype: torch.dtype, bad: float, hidden: str) -> None:
+    case = build(T=5, S=5, dtype=dtype)
+    grad = torch.randn(case["query"].shape)
+    seen = torch.arange(5) != 2
+    rows = slice(0, 5) if hidden == "by a mask" else slice(0, 2)
+    options = {"attn_mask": seen} if hidden == "by a mask" else {"is_causal": True}
+
+    def gradients(filler: float) -> tuple[Tensor, ...]:
+        inputs = [case["query"], *(case[name].clone() for name in ("key", "value"))]
+        for x in inputs[1:]:
+            x[:, :, 2] = filler
+        return train(partial(ops.attention, **options), inputs, grad)
+
+    actual, expected = gradients(bad), gradients(0.0)
+    assert same_bits(actual[0][:, :, rows], expected[0][:, :, rows])
+    if hidden == "by a mask":
+        for a, e in zip(actual[1:], expected[1:], strict=True):
+            assert same_bits(a, e)
+            assert not a[:, :, 2].any()
+
+
+WRONG_INPUTS = {
+    "grad_out": (
+        {"grad_out": torch.zeros(2, 6, 1, 15)},
+        "expected grad_out.size(3) == 16 (as the results of attention), got 15",
+    ),
+    "out": (
+        {"out": torch.zeros(2, 6, 1, 16, dtype=float64)},
+        "expected out's dtype to be float32, got float64",
+    ),
+    "lse": (
+        {"lse": torch.zeros(2, 6)},
+        "expected lse.dim() == 3 ([B, H_q, T]), got 2",
+    ),
+    "grad_lse": (
+        {"grad_lse": torch.zeros(2, 6, 2)},
+        "expected grad_lse.size(2) == 1 (as the results of attention), got 2",
+    ),
+    "no mask": (
+        {"output_mask": [True, True, True, True, False]},
+        "expected no gradient of attn_mask to be wanted where it is missing or holds no floats, "
+        "got output_mask[3] == True",
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_INPUTS)
+def test_wrong_inputs_of_the_backward(wrong: str) -> None:
+    case = build(B=2, T=1, D=16)
+    out, lse = mqa.attention_lse(**case)
+    changes, message = WRONG_INPUTS[wrong]
+    tensors = ("attn_mask", "seq_lens", "block_table", "alibi_slopes")
+    options = dict.fromkeys((*tensors, "sinks", "scale", "key_scale", "value_scale"))
+    results = {"grad_out": out, "grad_lse": None, "out": out, "lse": lse}
+    masks = {"is_causal": False, "window_left": -1, "window_right": -1, "softcap": 0.0}
+    arguments = case | options | results | masks | {"output_mask": [True] * 3 + [False] * 2}
+    with pytest.raises(RuntimeError) as raised:
+        torch.ops.mqa.attention_backward(**arguments | changes)
+    assert str(raised.value).splitlines()[0] == f"mqa::attention_backward: {message}"
 
 
 def test_out_alone_has_the_gradient_of_out() -> None:

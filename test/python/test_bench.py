@@ -495,6 +495,7 @@ def test_small_run(
         "skipped",
         "append",
         "overhead",
+        "training",
         "missing",
         "summaries",
     }
@@ -552,7 +553,7 @@ def test_disturbed_case_is_measured_again_and_the_quieter_result_kept(
     monkeypatch.setattr(run, "measure_case", measure)
     monkeypatch.setattr(floor_cpu, "measure", lambda _: MACHINE)
     report = Report({}, {}, [])
-    plan = run.Plan([quiet, loud], [], [], Options([OURS], 1, 1024), None)
+    plan = run.Plan([quiet, loud], [], [], [], Options([OURS], 1, 1024), None)
     run.run(plan, report, lambda: None, 0, CPU)
     assert [r.others for r in report.results] == [0.1, 0.5]
     (note,) = notes(report)
@@ -572,7 +573,7 @@ def test_case_too_large_and_interrupted_ones_are_left_out(monkeypatch: pytest.Mo
     monkeypatch.setattr(run, "measure_case", measure)
     monkeypatch.setattr(floor_cpu, "measure", lambda _: MACHINE)
     report = Report({}, {}, [])
-    plan = run.Plan(cases, [], [], Options([OURS], 1, 1024), None)
+    plan = run.Plan(cases, [], [], [], Options([OURS], 1, 1024), None)
     run.run(plan, report, lambda: None, 0, CPU)
     assert [r.case.group for r in report.results] == [2]
     reasons = [(case.group, reason) for case, reason in report.skipped]

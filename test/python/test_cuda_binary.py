@@ -67,7 +67,7 @@ def test_every_architecture_has_every_kernel() -> None:
         by_architecture[architecture].add(kernel)
     first, *others = by_architecture.values()
     assert all(kernels == first for kernels in others)
-    for name in ("attend", "combine", "append", "merge"):
+    for name in ("attend", "combine", "differentiate", "append", "merge"):
         assert any(name in kernel for kernel in first), name
 
 

@@ -1,8 +1,8 @@
 // The driver of attention's gradients.
 //
-// Every query row adds to the gradients of the keys that it sees. So a head's tiles of rows are
-// dealt out to a few segments, each with sums of its own, which are added up in order at the end.
-// How many there are depends on the heads and rows only, and a segment belongs to one thread:
+// Every query row adds to the gradients of the keys that it sees. So the tiles of rows of few KV
+// heads are dealt out to segments, each with sums of its own, which are added up in order at the
+// end. How many there are depends on the heads and rows only, and a segment belongs to one thread:
 // neither the number of threads nor the batch changes a bit.
 #include "backward.h"
 
@@ -16,8 +16,8 @@
 namespace mqa::kernels::cpu {
 namespace {
 
-// Of all KV heads of a batch row.
-constexpr int64_t kSegments = 8;
+// Of all KV heads of a batch row: threads that one sequence can keep busy, and memory.
+constexpr int64_t kSegments = 6;
 
 bool wants_cache_grads(const BackwardParams& p) { return p.grad_key || p.grad_value; }
 
@@ -33,10 +33,10 @@ class Segments {
 
   int64_t count() const { return count_; }
 
-  int64_t workspace() const {
-    return wants_cache_grads(p_) && !in_place() ? p_.B * p_.H_kv * count_ * size() * sizeof(Acc)
-                                                : 0;
-  }
+  // Of sums that outlive a task, and of those of one that do not: a head in one segment is done
+  // when its task ends.
+  int64_t workspace() const { return count_ > 1 ? p_.B * p_.H_kv * count_ * task_size() : 0; }
+  int64_t scratch() const { return count_ == 1 ? task_size() : 0; }
 
   // A segment takes every count-th tile: under a causal mask later ones cost more.
   template <class Body>
@@ -48,25 +48,23 @@ class Segments {
   }
 
   // Zeros to begin with.
-  CacheGrads<Acc> sums(int64_t batch, int64_t kv_head, int64_t segment) const {
-    if (!wants_cache_grads(p_)) return {};
-    const CacheGrads<Acc> sums = at(batch, kv_head, segment);
+  CacheGrads<Acc> sums(int64_t head, int64_t segment, void* scratch) const {
+    const CacheGrads<Acc> sums = at(head, segment, scratch);
     if (sums.key) std::fill_n(sums.key, slots() * sums.key_stride, Acc{0});
     if (sums.value) std::fill_n(sums.value, slots() * sums.value_stride, Acc{0});
     return sums;
   }
 
+  // Of a head in one segment.
+  void store(int64_t head, void* scratch) const {
+    if (count_ > 1 || in_place()) return;
+    for (int64_t slot = 0; slot < p_.S; ++slot) add_up(head, slot, scratch);
+  }
+
   void add_up(const Threads& threads) const {
-    if (!wants_cache_grads(p_) || in_place()) return;
+    if (count_ == 1) return;
     threads.parallel_for(p_.B * p_.H_kv * p_.S, [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) {
-        const int64_t head = row / p_.S, slot = row % p_.S;
-        add_up(head, slot, p_.D, p_.grad_key,
-               [](const CacheGrads<Acc>& sums) { return std::pair{sums.key, sums.key_stride}; });
-        add_up(head, slot, p_.D_v, p_.grad_value, [](const CacheGrads<Acc>& sums) {
-          return std::pair{sums.value, sums.value_stride};
-        });
-      }
+      for (int64_t row = begin; row < end; ++row) add_up(row / p_.S, row % p_.S, nullptr);
     });
   }
 
@@ -81,9 +79,11 @@ class Segments {
     return ceil_div(n, step) * step;
   }
   int64_t size() const { return whole(p_.S) * (whole(p_.D) + whole(p_.D_v)); }
+  int64_t task_size() const {
+    return wants_cache_grads(p_) && !in_place() ? size() * sizeof(Acc) : 0;
+  }
 
-  CacheGrads<Acc> at(int64_t batch, int64_t kv_head, int64_t segment) const {
-    const int64_t head = batch * p_.H_kv + kv_head;
+  CacheGrads<Acc> at(int64_t head, int64_t segment, void* scratch) const {
     CacheGrads<Acc> grads{static_cast<Acc*>(p_.grad_key), p_.D, static_cast<Acc*>(p_.grad_value),
                           p_.D_v};
     if (in_place()) {
@@ -91,24 +91,31 @@ class Segments {
       if (grads.value) grads.value += head * p_.S * p_.D_v;
       return grads;
     }
-    Acc* sums = static_cast<Acc*>(p_.workspace) + (head * count_ + segment) * size();
+    Acc* const sums = count_ == 1
+                          ? static_cast<Acc*>(scratch)
+                          : static_cast<Acc*>(p_.workspace) + (head * count_ + segment) * size();
     return {grads.key ? sums : nullptr, whole(p_.D),
             grads.value ? sums + whole(p_.S) * whole(p_.D) : nullptr, whole(p_.D_v)};
   }
 
-  template <class Select>
-  void add_up(int64_t head, int64_t slot, int64_t width, void* grad, const Select& select) const {
-    if (!grad) return;
-    const auto row = [&](int64_t segment) {
-      const auto [data, stride] = select(at(head / p_.H_kv, head % p_.H_kv, segment));
-      return data + slot * stride;
+  void add_up(int64_t head, int64_t slot, void* scratch) const {
+    const auto add = [&](void* grad, int64_t width, const auto& row) {
+      if (!grad) return;
+      Acc* total = row(0);
+      for (int64_t segment = 1; segment < count_; ++segment) {
+        const Acc* more = row(segment);
+        for (int64_t d = 0; d < width; ++d) total[d] += more[d];
+      }
+      store_row(p_.grad_cache_dtype, grad, (head * p_.S + slot) * width, width, Acc{1}, total);
     };
-    Acc* total = row(0);
-    for (int64_t segment = 1; segment < count_; ++segment) {
-      const Acc* more = row(segment);
-      for (int64_t d = 0; d < width; ++d) total[d] += more[d];
-    }
-    store_row(p_.grad_cache_dtype, grad, (head * p_.S + slot) * width, width, Acc{1}, total);
+    add(p_.grad_key, p_.D, [&](int64_t segment) {
+      const CacheGrads<Acc> sums = at(head, segment, scratch);
+      return sums.key + slot * sums.key_stride;
+    });
+    add(p_.grad_value, p_.D_v, [&](int64_t segment) {
+      const CacheGrads<Acc> sums = at(head, segment, scratch);
+      return sums.value + slot * sums.value_stride;
+    });
   }
 
   const BackwardParams& p_;
@@ -133,14 +140,18 @@ void run(const BackwardParams& p, const Threads& threads) {
   used.parallel_for(batches * p.H_kv * segments.count(), [&](int64_t begin, int64_t end) {
     thread_local Buffer buffer;
     void* scratch = buffer.reserve(ops.scratch_size(p));
+    Buffer sums_buffer;  // as large as a head's cache: not kept
+    void* sums_scratch = sums_buffer.reserve(segments.scratch());
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t segment = task % segments.count(), head = task / segments.count();
-      for (int64_t i = 0; i < together; ++i) {
-        const int64_t batch = head / p.H_kv * together + i, kv_head = head % p.H_kv;
-        const CacheGrads<Acc> sums = segments.sums(batch, kv_head, segment);
+      const int64_t segment = task % segments.count(), i = task / segments.count();
+      for (int64_t j = 0; j < together; ++j) {
+        const int64_t batch = i / p.H_kv * together + j, kv_head = i % p.H_kv;
+        const int64_t head = batch * p.H_kv + kv_head;
+        const CacheGrads<Acc> sums = segments.sums(head, segment, sums_scratch);
         segments.for_each_tile(batch, kv_head, segment, [&](const RowTile& tile) {
           ops.differentiate(p, tile, sums, scratch);
         });
+        segments.store(head, sums_scratch);
       }
     }
   });

@@ -21,6 +21,7 @@ from mqa.bench.summary import (
     summarise,
     table_name,
 )
+from mqa.bench.training import HEAD_DIM, HEADS, TrainingResult
 
 MISSING = "-"
 
@@ -38,6 +39,7 @@ class Report:
         skipped: Cases that were not measured, and why.
         append: The table of kv_append.
         overhead: The table of calls on short caches.
+        training: The table of forward and backward.
     """
 
     machine: dict[str, str]
@@ -48,6 +50,7 @@ class Report:
     skipped: list[tuple[Case, str]] = field(default_factory=list)
     append: list[AppendResult] = field(default_factory=list)
     overhead: list[OverheadResult] = field(default_factory=list)
+    training: list[TrainingResult] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "skipped": [{"case": asdict(case), "reason": why} for case, why in report.skipped],
         "append": [asdict(result) for result in report.append],
         "overhead": [asdict(result) for result in report.overhead],
+        "training": [asdict(result) for result in report.training],
         "missing": missing(report.results),
         "summaries": [asdict(summary) for summary in summarise(report.results)],
     }
@@ -96,6 +100,7 @@ def tables(report: Report) -> list[Table]:
         ),
         _append_table(report.append),
         _overhead_table(report.overhead),
+        _training_table(report.training),
         _summary_table(summarise(report.results)),
     ]
     return [table for table in shown if table.rows]
@@ -187,6 +192,26 @@ def _overhead_table(results: Sequence[OverheadResult]) -> Table:
         row = [result.dtype, *map(str, sizes), f"{ours * 1e6:.1f}", f"{theirs * 1e6:.1f}"]
         rows.append([*row, f"{ours / theirs:.2f}"])
     return Table("overhead of a call", header, rows)
+
+
+def _training_table(results: Sequence[TrainingResult]) -> Table:
+    header = ["dtype", "thr", "T", "H_kv", "causal", f"{OURS} ms", f"{SDPA} ms"]
+    header += [f"{SDPA} / {OURS}", f"{OURS} MB", f"{SDPA} MB"]
+    rows = []
+    for result in results:
+        case = result.case
+        ours, theirs = (result.seconds[name].median for name in (OURS, SDPA))
+        rows.append(
+            [
+                case.dtype,
+                *map(str, (case.threads, case.length, case.kv_heads)),
+                "yes" if case.is_causal else "no",
+                *(f"{time * 1e3:.1f}" for time in (ours, theirs)),
+                f"{theirs / ours:.2f}",
+                *(f"{result.peak_bytes[name] / 1e6:.1f}" for name in (OURS, SDPA)),
+            ]
+        )
+    return Table(f"forward and backward, {HEADS} heads of {HEAD_DIM}", header, rows)
 
 
 def _summary_table(summaries: Sequence[Summary]) -> Table:

@@ -13,6 +13,7 @@ from mqa.bench.inputs import NotEnoughMemoryError
 from mqa.bench.measure import FloorGauge, Options, Result, measure_case
 from mqa.bench.progress import progress
 from mqa.bench.report import Report
+from mqa.bench.training import TrainingCase, measure_training
 
 SAVE_EVERY = 50  # cases: a peer that crashes the process takes no more with it
 
@@ -25,6 +26,7 @@ class Plan:
         cases: Of attention.
         append: Of kv_append.
         overhead: Dtype and threads.
+        training: Of forward and backward.
         options: How a case is measured.
         deadline: Seconds after which no case is begun, or None.
     """
@@ -32,6 +34,7 @@ class Plan:
     cases: Sequence[Case]
     append: Sequence[AppendCase]
     overhead: Sequence[tuple[str, int]]
+    training: Sequence[TrainingCase]
     options: Options
     deadline: float | None
 
@@ -65,6 +68,8 @@ def run(
             report.overhead.append(measure_overhead(dtype, threads, plan.options.budget, device))
         for append_case in progress(plan.append, "kv_append"):
             report.append.append(measure_append(append_case, plan.options.budget, device))
+        for training_case in progress(plan.training, "training"):
+            report.training.append(measure_training(training_case, plan.options.budget, device))
         for number, case in enumerate(progress(plan.cases, "attention", leave=True), start=1):
             if is_late():
                 report.skipped.append((case, f"not begun within {plan.deadline:g} s"))

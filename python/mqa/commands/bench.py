@@ -22,8 +22,11 @@ DESCRIPTION = """Times mqa.attention and every other implementation that is inst
 the same data, after comparing their results. Writes report.json, report.html and the plots. Without
 options it measures a large grid, which takes hours; options select a part of it."""
 
-TABLES = ("decode", "prefill", "append", "overhead", "flash-decoding")
-DEFAULT_TABLES = {"cpu": TABLES[:4], "cuda": ("decode", "prefill", "append", "flash-decoding")}
+TABLES = ("decode", "prefill", "append", "overhead", "training", "flash-decoding")
+DEFAULT_TABLES = {
+    "cpu": TABLES[:5],
+    "cuda": ("decode", "prefill", "append", "training", "flash-decoding"),
+}
 DTYPES = ("float32", "bfloat16", "float16", "int8", "float8_e4m3fn")
 PREFILL_DTYPES = ("float32", "bfloat16", "float16")
 QUICK_DEADLINE = 40  # seconds: leaves time to start, to end the case at hand and to draw
@@ -41,6 +44,7 @@ FULL: dict[str, dict[str, Any]] = {
         "prefill_group": (8, 32),
         "prefill_head_dim": (128,),
         "appended": ((1, 1), (1, 512), (1, 8192)),  # sequences, tokens of each
+        "trained": (1024, 4096),
         "budget": 1.0,
     },
     "cuda": {
@@ -54,6 +58,7 @@ FULL: dict[str, dict[str, Any]] = {
         "prefill_group": (8, 32),
         "prefill_head_dim": (64, 128),
         "appended": ((1, 1), (64, 1), (1, 8192), (64, 1024)),
+        "trained": (1024, 4096, 16384),
         "budget": 0.3,
     },
 }
@@ -69,6 +74,7 @@ QUICK: dict[str, dict[str, Any]] = {
         "prefill_group": (8,),
         "prefill_head_dim": (128,),
         "appended": ((1, 1), (1, 512), (1, 8192)),
+        "trained": (512,),
         "budget": 0.2,
     },
     "cuda": {
@@ -82,6 +88,7 @@ QUICK: dict[str, dict[str, Any]] = {
         "prefill_group": (8,),
         "prefill_head_dim": (128,),
         "appended": ((1, 1), (64, 1024)),
+        "trained": (2048,),
         "budget": 0.1,
     },
 }
@@ -200,6 +207,7 @@ def make_plan(arguments: argparse.Namespace, cold_bytes: int) -> Plan:
     from mqa.bench.measure import Options
     from mqa.bench.peers import CONTENDERS, PEERS
     from mqa.bench.run import Plan
+    from mqa.bench.training import training_cases
 
     grid = {**(QUICK if arguments.quick else FULL)[arguments.device], **_given(arguments)}
     if arguments.group:
@@ -252,6 +260,13 @@ def make_plan(arguments: argparse.Namespace, cold_bytes: int) -> Plan:
         ],
         overhead=[
             (dtype, count) for count in threads for dtype in plain_dtypes if "overhead" in wanted
+        ],
+        training=[
+            *(
+                training_cases(dtypes=plain_dtypes, lengths=grid["trained"], threads=threads)
+                if "training" in wanted
+                else ()
+            )
         ],
         options=Options([*ours, *peers], grid["budget"], arguments.cold_bytes or cold_bytes),
         deadline=QUICK_DEADLINE if arguments.quick else None,

@@ -33,6 +33,7 @@ OutAndLse attention_lse(const Tensor& query, const Tensor& key, const Tensor& va
 AttentionGrads attention_backward(const BackwardInputs& inputs, const Tensor& query,
                                   const Tensor& key, const Tensor& value,
                                   const AttentionOptions& o) {
+  check_attention_backward(inputs, query, key, value, o);
   const auto grad = [&](int i, const OptionalTensor& t) {
     if (!inputs.output_mask[i]) return at::empty({0}, query.options());
     return at::empty_like(*t, at::MemoryFormat::Contiguous);

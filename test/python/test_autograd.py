@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from torch import Tensor, float64
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -14,10 +14,12 @@ import mqa
 import oracle
 from cases import FLOATS, Case, build, random_mask, same_bits
 from devices import Ops
+from doors import fake, meta, torch_ops
 from mqa.bench.training import peak_bytes
 from strategies import attention_cases
 from transforms import paged
 
+MOST_ON_CUDA = 256  # head_dim
 DIFFERENTIABLE = ["query", "key", "value", "attn_mask", "sinks"]
 
 
@@ -74,6 +76,8 @@ def test_finite_differences(feature: str) -> None:
 @given(attention_cases())
 def test_any_call_against_the_oracle(ops: Ops, case: Case) -> None:
     """The weights are recomputed as exp(score - lse), so their error grows with lse."""
+    widths = (case["query"].size(-1), case["value"].size(-1))
+    assume(ops.device == "cpu" or max(widths) <= MOST_ON_CUDA)
     dtype = case["query"].dtype
     out, lse = oracle.attention(**case)
     seen = lse > -torch.inf
@@ -152,7 +156,7 @@ def test_no_matrix_of_queries_and_keys_is_kept() -> None:
 
 @pytest.mark.parametrize("hidden", ["by a mask", "by being later"])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_hidden_keys_leave_no_trace(ops: Ops, dtype: torch.dtype, bad: float, hidden: str) -> None:
     case = build(T=5, S=5, dtype=dtype)
     grad = torch.randn(case["query"].shape)
@@ -200,7 +204,8 @@ WRONG_INPUTS = {
 
 
 @pytest.mark.parametrize("wrong", WRONG_INPUTS)
-def test_wrong_inputs_of_the_backward(wrong: str) -> None:
+@pytest.mark.parametrize("door", [torch_ops, meta, fake])
+def test_wrong_inputs_of_the_backward(door: Any, wrong: str) -> None:
     case = build(B=2, T=1, D=16)
     out, lse = mqa.attention_lse(**case)
     changes, message = WRONG_INPUTS[wrong]
@@ -210,7 +215,7 @@ def test_wrong_inputs_of_the_backward(wrong: str) -> None:
     masks = {"is_causal": False, "window_left": -1, "window_right": -1, "softcap": 0.0}
     arguments = case | options | results | masks | {"output_mask": [True] * 3 + [False] * 2}
     with pytest.raises(RuntimeError) as raised:
-        torch.ops.mqa.attention_backward(**arguments | changes)
+        door("attention_backward", arguments | changes)
     assert str(raised.value).splitlines()[0] == f"mqa::attention_backward: {message}"
 
 

@@ -23,6 +23,18 @@ FLOATS = "float32, float64, bfloat16 or float16"
 CUDA_FLOATS = "float32, bfloat16 or float16"
 
 
+def backward_arguments() -> Arguments:
+    arguments = attention_arguments()
+    out, lse = zeros(*arguments["query"].shape[:3], arguments["value"].size(-1)), zeros(2, 4, 3)
+    parameters = torch.ops.mqa.attention_backward.default._schema.arguments
+    return {
+        **dict.fromkeys(argument.name for argument in parameters),
+        **arguments,
+        **{"grad_out": out, "out": out, "lse": lse, "output_mask": [True] * 3 + [False] * 2},
+        **{"is_causal": False, "window_left": -1, "window_right": -1, "softcap": 0.0},
+    }
+
+
 def attention_arguments() -> Arguments:
     """B = 2, H_q = 4, H_kv = 2, T = 3, S = 7, D = 8, D_v = 6."""
     return {"query": zeros(2, 4, 3, 8), "key": zeros(2, 2, 7, 8), "value": zeros(2, 2, 7, 6)}
@@ -635,9 +647,27 @@ CUDA_APPEND: list[Row] = [
     ),
 ]
 
+CUDA_BACKWARD: list[Row] = [
+    (
+        {"query": zeros(2, 4, 3, 257), "key": zeros(2, 2, 7, 257)},
+        NotImplementedError,
+        "expected query.size(-1) <= 256 on CUDA, got 257",
+    ),
+    (
+        {
+            "value": zeros(2, 2, 7, 257),
+            "out": zeros(2, 4, 3, 257),
+            "grad_out": zeros(2, 4, 3, 257),
+        },
+        NotImplementedError,
+        "expected value.size(-1) <= 256 on CUDA, got 257",
+    ),
+]
+
 ARGUMENTS = {
     "attention": attention_arguments,
     "attention_lse": attention_arguments,
+    "attention_backward": backward_arguments,
     "merge": merge_arguments,
     "kv_append": append_arguments,
 }
@@ -651,6 +681,7 @@ MEMORY = {"kv_append": APPEND_MEMORY}
 CUDA = {
     "attention": CUDA_ATTENTION,
     "attention_lse": CUDA_ATTENTION,
+    "attention_backward": CUDA_BACKWARD,
     "merge": CUDA_MERGE,
     "kv_append": CUDA_APPEND,
 }

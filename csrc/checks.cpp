@@ -222,6 +222,36 @@ void check_attention(const char* op, const Tensor& query, const Tensor& key, con
   check.scale("value_scale", o.value_scale, {"value", value}, paged);
 }
 
+void check_attention_backward(const BackwardInputs& inputs, const Tensor& query, const Tensor& key,
+                              const Tensor& value, const AttentionOptions& o) {
+  check_attention("attention_backward", query, key, value, o);
+  const Checks check("attention_backward");
+  const c10::SymInt shape[] = {query.sym_size(0), query.sym_size(1), query.sym_size(2),
+                               value.sym_size(3)};
+  const auto result = [&](Named t, int64_t dims, const char* letters, at::ScalarType dtype) {
+    check.device(t, {"query", query});
+    check.dtype(t, t.tensor.scalar_type() == dtype, c10::getDtypeNames(dtype).first);
+    check.dims(t, dims, letters);
+    for (int64_t d = 0; d < dims; ++d) check.size(t, d, shape[d], "as the results of attention");
+  };
+  for (const Named t : {Named{"grad_out", inputs.grad_out}, Named{"out", inputs.out}}) {
+    result(t, 4, "[B, H_q, T, D_v]", query.scalar_type());
+  }
+  result({"lse", inputs.lse}, 3, "[B, H_q, T]", accumulation_dtype(query));
+  if (inputs.grad_lse) {
+    result({"grad_lse", *inputs.grad_lse}, 3, "[B, H_q, T]", accumulation_dtype(query));
+  }
+  const auto wanted = [&](size_t i, const char* name, bool differentiable) {
+    TORCH_CHECK(!inputs.output_mask[i] || differentiable, "mqa::attention_backward: expected no ",
+                "gradient of ", name, " to be wanted where it is missing or holds no floats, got ",
+                "output_mask[", i, "] == True");
+  };
+  wanted(1, "key", !is_quantized(key));
+  wanted(2, "value", !is_quantized(value));
+  wanted(3, "attn_mask", o.attn_mask && o.attn_mask->is_floating_point());
+  wanted(4, "sinks", o.sinks.has_value());
+}
+
 void check_merge(at::TensorList outs, at::TensorList lses) {
   const Checks check("merge");
   TORCH_CHECK(!outs.empty(), "mqa::merge: expected at least one part in outs, got none");

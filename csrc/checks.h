@@ -10,6 +10,8 @@ namespace mqa {
 // after "mqa::".
 void check_attention(const char* op, const Tensor& query, const Tensor& key, const Tensor& value,
                      const AttentionOptions& options);
+void check_attention_backward(const BackwardInputs& inputs, const Tensor& query, const Tensor& key,
+                              const Tensor& value, const AttentionOptions& options);
 void check_merge(at::TensorList outs, at::TensorList lses);
 void check_kv_append(const Tensor& key_cache, const Tensor& value_cache, const Tensor& key,
                      const Tensor& value, const Tensor& positions, const AppendOptions& options);

@@ -1,6 +1,7 @@
 #include "tensor_params.h"
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <cmath>
@@ -85,16 +86,12 @@ int64_t cache_slots(const Tensor& key, const OptionalTensor& block_table) {
   return block_table ? block_table->size(1) * key.size(2) : key.size(2);
 }
 
-AttentionCall attention_call(const Tensor& query, const Tensor& key, const Tensor& value,
-                             const AttentionOptions& o, bool want_lse) {
+AttentionCall attention_inputs(const Tensor& query, const Tensor& key, const Tensor& value,
+                               const AttentionOptions& o) {
   const int64_t B = query.size(0), H_q = query.size(1), T = query.size(2), D = query.size(3);
   const int64_t S = cache_slots(key, o.block_table), D_v = value.size(3);
 
   AttentionCall call;
-  call.out = at::empty({B, H_q, T, D_v}, query.options());
-  if (want_lse) {
-    call.lse = at::empty({B, H_q, T}, query.options().dtype(accumulation_dtype(query)));
-  }
   call.query = with_contiguous_rows(query);
   call.key = with_contiguous_rows(key);
   call.value = with_contiguous_rows(value);
@@ -130,8 +127,61 @@ AttentionCall attention_call(const Tensor& query, const Tensor& key, const Tenso
       .alibi_batch_stride = call.alibi_slopes.defined() && call.alibi_slopes.dim() == 2 ? H_q : 0,
       .alibi_head_stride = 1,
       .sinks = data_or_null<void>(call.sinks),
-      .lse = data_or_null<void>(call.lse),
-      .out = call.out.data_ptr(),
+      .lse = nullptr,
+      .out = nullptr,
+  };
+  return call;
+}
+
+AttentionCall attention_call(const Tensor& query, const Tensor& key, const Tensor& value,
+                             const AttentionOptions& options, bool want_lse) {
+  AttentionCall call = attention_inputs(query, key, value, options);
+  const at::IntArrayRef rows = query.sizes().slice(0, 3);
+  call.out = at::empty({rows[0], rows[1], rows[2], value.size(3)}, query.options());
+  if (want_lse) call.lse = at::empty(rows, query.options().dtype(accumulation_dtype(query)));
+  call.params.out = call.out.data_ptr();
+  call.params.lse = data_or_null<void>(call.lse);
+  return call;
+}
+
+BackwardCall backward_call(const BackwardInputs& inputs, const Tensor& query, const Tensor& key,
+                           const Tensor& value, const AttentionOptions& o) {
+  const int64_t B = query.size(0), H_q = query.size(1), T = query.size(2);
+  const int64_t S = cache_slots(key, o.block_table);
+  const auto& wanted = inputs.output_mask;
+  const auto exact = query.options().dtype(accumulation_dtype(query));
+  // Rows of several sequences may share a page: their gradients are added up afterwards.
+  const auto cache_grad = o.block_table ? exact : query.options();
+
+  BackwardCall call;
+  call.forward = attention_inputs(query, key, value, o);
+  call.grad_out = with_contiguous_rows(inputs.grad_out);
+  call.out = inputs.out.contiguous();
+  call.lse = inputs.lse.contiguous();
+  if (inputs.grad_lse) call.grad_lse = inputs.grad_lse->contiguous();
+  call.row_sums = at::empty({B, H_q, T}, exact);
+  call.wants_sinks = wanted[4];
+  if (wanted[0]) call.grad_query = at::empty(query.sizes(), query.options());
+  if (wanted[1]) call.grad_key = at::empty({B, key.size(1), S, key.size(3)}, cache_grad);
+  if (wanted[2]) call.grad_value = at::empty({B, key.size(1), S, value.size(3)}, cache_grad);
+  if (wanted[3]) call.grad_mask = at::zeros(o.attn_mask->sizes(), exact);
+
+  call.forward.params.out = call.out.data_ptr();
+  call.forward.params.lse = call.lse.data_ptr();
+  call.params = {
+      call.forward.params,
+      call.grad_out.const_data_ptr(),
+      call.grad_out.stride(0),
+      call.grad_out.stride(1),
+      call.grad_out.stride(2),
+      data_or_null<void>(call.grad_lse),
+      call.row_sums.data_ptr(),
+      data_or_null<void>(call.grad_query),
+      data_or_null<void>(call.grad_key),
+      data_or_null<void>(call.grad_value),
+      o.block_table ? kernel_dtype(call.row_sums) : call.forward.params.dtype,
+      wanted[3] ? mask_params(call.grad_mask.expand({B, H_q, T, S})) : kernels::Mask{},
+      nullptr,
   };
   return call;
 }

@@ -14,8 +14,26 @@ struct AttentionCall {
   Tensor query, key, value, mask, seq_lens, alibi_slopes, sinks;
 };
 
+// Without results.
+AttentionCall attention_inputs(const Tensor& query, const Tensor& key, const Tensor& value,
+                               const AttentionOptions& options);
+
 AttentionCall attention_call(const Tensor& query, const Tensor& key, const Tensor& value,
                              const AttentionOptions& options, bool want_lse);
+
+struct BackwardCall {
+  AttentionCall forward;
+  Tensor grad_out, grad_lse, out, lse;
+  // Undefined where not wanted. Those of key and value are [B, H_kv, S, D], also for pages. The
+  // mask's is in the accumulation dtype, for pages the keys' and values' are, too.
+  Tensor grad_query, grad_key, grad_value, grad_mask;
+  bool wants_sinks;
+  Tensor row_sums;
+  kernels::BackwardParams params;
+};
+
+BackwardCall backward_call(const BackwardInputs& inputs, const Tensor& query, const Tensor& key,
+                           const Tensor& value, const AttentionOptions& options);
 
 struct AppendCall {
   kernels::AppendParams params;

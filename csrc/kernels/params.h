@@ -90,6 +90,23 @@ struct AttentionParams {
   void* out;  // [B, H_q, T, D_v], contiguous
 };
 
+// Of a call of attention, whose results out and lse are. Gradients that are null are not wanted.
+struct BackwardParams : AttentionParams {
+  const void* grad_out;  // [B, H_q, T, D_v] in dtype, the last dimension contiguous
+  int64_t grad_out_batch_stride, grad_out_head_stride, grad_out_token_stride;
+  const void* grad_lse;  // [B, H_q, T], contiguous, as lse, or null: zeros
+
+  // [B, H_q, T], contiguous, as lse: sum_d grad_out out - grad_lse. The gradient of a row's sink is
+  // -exp(sink - lse) times it.
+  void* row_sums;
+  void* grad_query;             // [B, H_q, T, D] in dtype, contiguous
+  void *grad_key, *grad_value;  // [B, H_kv, S, D] and [B, H_kv, S, D_v], contiguous
+  DType grad_cache_dtype;       // theirs: float32 (float64) or dtype
+  Mask grad_mask;  // as lse, zeros to begin with; strides as mask's, 0 where it is broadcast
+
+  void* workspace;  // of backward_workspace() bytes
+};
+
 struct AppendParams {
   int64_t B, H_kv, T;
   const int64_t* positions;  // [B]; on CPU already checked against the capacity

@@ -8,12 +8,10 @@
 #include "attention.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <memory>
-#include <new>
 #include <utility>
 
 #include "ahead.h"
+#include "buffer.h"
 #include "tile.h"
 
 namespace mqa::kernels::cpu {
@@ -30,34 +28,6 @@ constexpr int64_t kWaveBytes = 4 << 20, kWaveChunks = 8;
 
 // Below this many multiplications waking other threads costs more than it gains.
 constexpr double kSerialWork = 1 << 17;
-
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// A growing, cache-line-aligned buffer that each thread keeps from call to call.
-class Buffer {
- public:
-  char* reserve(int64_t bytes) {
-    if (bytes > capacity_) {
-      memory_.reset();  // never hold both
-      memory_.reset(static_cast<char*>(std::aligned_alloc(kCacheLine, cache_lines(bytes))));
-      capacity_ = memory_ ? bytes : 0;
-      if (!memory_) throw std::bad_alloc();
-    }
-    return memory_.get();
-  }
-
-  static constexpr int64_t kCacheLine = 64;
-  static constexpr int64_t cache_lines(int64_t bytes) {
-    return ceil_div(bytes, kCacheLine) * kCacheLine;
-  }
-
- private:
-  struct Free {
-    void operator()(char* memory) const { std::free(memory); }
-  };
-  std::unique_ptr<char, Free> memory_;
-  int64_t capacity_ = 0;
-};
 
 // Rows of a call's largest tile; engines take them sixteen at a time.
 int64_t tile_rows(const AttentionParams& p) {

@@ -66,6 +66,8 @@ class MatrixEngine {
 
   float* scores(int64_t group) { return scores_ + group * kGroupScores; }
 
+  const KeyTile* key_tiles() const { return key_tiles_; }
+
   const float* key_scales() const { return key_scales_; }
 
   const Partial<float>& spare() const { return spare_; }

@@ -154,6 +154,8 @@ class VectorEngine {
     }
   }
 
+  const KeyTile* key_tiles() const { return key_tiles_; }
+
   const Acc* key_scales() const { return key_scales_; }
 
   Acc* scores(int64_t group) { return scores_ + group * kGroupScores; }

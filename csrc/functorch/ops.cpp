@@ -97,7 +97,8 @@ void loop(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
 
 TORCH_LIBRARY_IMPL(mqa, FuncTorchBatched, m) {
   if (!mqa::first_copy()) return;
-  for (const char* op : {"attention", "attention_lse", "attention_backward", "merge", "kv_append"}) {
+  for (const char* op :
+       {"attention", "attention_lse", "attention_backward", "merge", "kv_append"}) {
     m.impl(op, torch::CppFunction::makeFromBoxedFunction<mqa::functorch::loop>());
   }
 }

@@ -5,6 +5,7 @@
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/library.h>
 
+#include "../checks.h"
 #include "../library.h"
 #include "../signature.h"
 #include "forward_mode.h"
@@ -88,12 +89,18 @@ struct AttentionBackward : torch::autograd::Node {
 
 bool requires_grad(const OptionalTensor& t) { return t && t->requires_grad(); }
 
+OptionalTensor if_quantized(const Tensor& cache) {
+  return is_quantized(cache) ? OptionalTensor(cache) : std::nullopt;
+}
+
 void check_differentiable(const char* op, const Tensor& query, const Tensor& key,
                           const Tensor& value, const AttentionOptions& o) {
   for (const auto& [name, tensor] :
-       {std::pair<const char*, const OptionalTensor&>{"alibi_slopes", o.alibi_slopes},
+       {std::pair<const char*, OptionalTensor>{"alibi_slopes", o.alibi_slopes},
         {"key_scale", o.key_scale},
-        {"value_scale", o.value_scale}}) {
+        {"value_scale", o.value_scale},
+        {"key", if_quantized(key)},
+        {"value", if_quantized(value)}}) {
     TORCH_CHECK_NOT_IMPLEMENTED(!(at::GradMode::is_enabled() && requires_grad(tensor)), "mqa::", op,
                                 ": ", name, " has no gradient: detach it");
   }

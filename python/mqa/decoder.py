@@ -191,6 +191,8 @@ class Decoder(nn.Module):
 
     The dtype of the weights is the dtype of the computation and of the cache; logits are float32.
     Appending to a cache has no backward: call under `torch.no_grad()` if weights require grad.
+    `torch.compile(fullgraph=True)` takes every method, with `attention_impl="mqa"` and a cache
+    made outside: the caches of "torch" grow to what the positions say.
 
     Example:
         >>> config = DecoderConfig(num_layers=2, hidden_size=64, num_heads=4, num_kv_heads=1,
@@ -264,7 +266,10 @@ class Decoder(nn.Module):
                 the slots behind a row's valid ones; the next tokens overwrite it.
             cache: from `new_cache`.
         """
-        if bool(((lengths < 1) | (lengths > tokens.size(1))).any()):
+        valid = ((lengths >= 1) & (lengths <= tokens.size(1))).all()
+        if torch.compiler.is_compiling():  # a graph cannot branch on what a tensor holds
+            torch._assert_async(valid, "extend: expected lengths in [1, tokens.size(1)]")
+        elif not bool(valid):
             raise ValueError(f"extend: expected lengths in [1, {tokens.size(1)}], got {lengths}")
         rows = torch.arange(tokens.size(0), device=tokens.device)
         return self.logits(self.hidden(tokens, positions, cache)[rows, lengths - 1])

@@ -67,6 +67,26 @@ TEST_F(Api, AppendsInPlaceAndAttendsToIt) {
   EXPECT_TRUE(at::equal(out, mqa::attention(query, key, value, {.is_causal = true})));
 }
 
+// Of one sequence: its three slots lie in the pages 2 and 0.
+TEST_F(Api, PagedEightBitCaches) {
+  const auto codes = at::TensorOptions(at::kChar);
+  Tensor keys = at::zeros({3, 2, 2, 16}, codes), values = at::zeros({3, 2, 2, 16}, codes);
+  Tensor key_scale = at::zeros({3, 2, 2}), value_scale = at::zeros({3, 2, 2});
+  const Tensor table = at::tensor({2, 0}, at::kInt).view({1, 2});
+  const Tensor new_key = key.slice(0, 0, 1).slice(2, 0, 3);
+  const Tensor new_value = value.slice(0, 0, 1).slice(2, 0, 3);
+  mqa::kv_append(keys, values, new_key, new_value, at::tensor({0}),
+                 {.block_table = table, .key_scale = key_scale, .value_scale = value_scale});
+  EXPECT_FALSE(keys[1].any().item<bool>());
+  const Tensor out = mqa::attention(query.slice(0, 0, 1), keys, values,
+                                    {.seq_lens = at::tensor({3}),
+                                     .block_table = table,
+                                     .key_scale = key_scale,
+                                     .value_scale = value_scale});
+  EXPECT_TRUE(
+      at::allclose(out, mqa::attention(query.slice(0, 0, 1), new_key, new_value), 0.05, 0.05));
+}
+
 TEST_F(Api, GradientsFlow) {
   for (Tensor* t : {&query, &key, &value}) t->requires_grad_();
   mqa::attention(query, key, value, {.is_causal = true}).square().sum().backward();

@@ -1,4 +1,4 @@
-"""The ops through every door: eager, TorchScript, compile, export, opcheck, torch.func, Meta."""
+"""The ops through every door: eager, TorchScript, compile, export, opcheck, Meta."""
 
 import io
 from pathlib import Path
@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch._inductor.config
 from hypothesis import given, settings
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -94,18 +93,6 @@ def test_saved_module_of_earlier_versions(path: Path) -> None:
 # compile and export
 
 
-# Without: probing for vector ISAs and precompiling headers, which take g++ a minute.
-@torch._inductor.config.patch({"cpp.vec_isa_ok": False, "cpp_cache_precompile_headers": False})
-@pytest.mark.usefixtures("device")
-def test_compiled_decoding_does_not_recompile() -> None:
-    torch._dynamo.reset()
-    counter = CompileCounterWithBackend("inductor")
-    step = torch.compile(Step(), fullgraph=True, backend=counter)
-    for first in range(7):
-        assert_steps_alike(step, {"first": first, "S": 9})
-    assert counter.frame_count == 1
-
-
 @pytest.mark.usefixtures("device")
 def test_compiled_with_dynamic_sizes_and_window() -> None:
     torch._dynamo.reset()
@@ -160,11 +147,29 @@ FEATURES = {
         sinks=torch.randn(6),
         scale=0.1,
     ),
+    "windows": lambda: build(T=3, window_left=4, window_right=1),
+    "softcap": lambda: build(softcap=2.0),
+    "alibi": lambda: build(alibi_slopes=torch.rand(6)),
+    "sinks": lambda: build(sinks=torch.randn(6)),
+    "bool mask": lambda: build(attn_mask=random_mask(torch.bool, (6, 1, 17))),
+    "values of another size": lambda: build(D_v=24),
+    "other layouts": lambda: permuted(build(T=3, H_kv=1)),
     "paged": lambda: paged(build(seq_lens=[17, 5]), 4),
     "int8": lambda: quantised(build(), torch.int8),
+    "float8, a scale per head": lambda: quantised(build(), torch.float8_e4m3fn, per_head=True),
+    "paged int8": lambda: paged(quantised(build(seq_lens=[17, 5]), torch.int8), 4),
     "bfloat16": lambda: build(dtype=torch.bfloat16),
     "empty": lambda: build(B=0, T=0, S=0),
 }
+
+
+def permuted(case: Case) -> Case:
+    """Heads behind tokens, every second slot of a longer cache, one value cache for all rows."""
+    return case.but(
+        query=case["query"].transpose(1, 2).contiguous().transpose(1, 2),
+        key=case["key"].repeat_interleave(2, 2)[:, :, ::2],
+        value=case["value"][:1].expand_as(case["value"]),
+    )
 
 
 def differentiable(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -219,43 +224,3 @@ def test_opcheck_append(cache: torch.dtype, pages: list[list[int]] | None) -> No
         {"block_table": block_table, **scales},
         test_utils=tests,
     )
-
-
-# torch.func
-
-
-@pytest.mark.usefixtures("device")
-def test_func_grad() -> None:
-    case = build(is_causal=True)
-    names = ("query", "key", "value")
-
-    def loss(*inputs: Tensor) -> Tensor:
-        return mqa.attention(**case.but(**dict(zip(names, inputs, strict=True)))).square().sum()
-
-    inputs = [case[name] for name in names]
-    actual = torch.func.grad(loss, argnums=(0, 1, 2))(*inputs)
-    leaves = [x.clone().requires_grad_() for x in inputs]
-    for a, e in zip(actual, torch.autograd.grad(loss(*leaves), leaves), strict=True):
-        assert torch.equal(a, e)
-
-
-@pytest.mark.usefixtures("device")
-def test_vmap_of_attention() -> None:
-    query, key = torch.randn(3, 2, 4, 1, 8), torch.randn(3, 2, 2, 5, 8)
-    actual = torch.func.vmap(mqa.attention)(query, key, key)
-    for a, q, k in zip(actual, query, key, strict=True):
-        assert torch.equal(a, mqa.attention(q, k, k))
-
-
-@pytest.mark.parametrize("op", ["attention_lse", "merge", "kv_append"])
-def test_vmap_of_the_others_is_refused(op: str) -> None:
-    x, lse, position = torch.randn(3, 1, 1, 2, 4), torch.randn(3, 1, 1, 2), torch.zeros(3, 1).int()
-    calls = {
-        "attention_lse": lambda: torch.func.vmap(mqa.attention_lse)(x, x, x),
-        "merge": lambda: torch.func.vmap(lambda a, b: mqa.merge([a], [b]))(x, lse),
-        "kv_append": lambda: torch.func.vmap(mqa.kv_append)(x, x.clone(), x, x, position),
-    }
-    with pytest.raises(
-        NotImplementedError, match=f"^mqa::{op} cannot be used inside torch.func.vmap"
-    ):
-        calls[op]()

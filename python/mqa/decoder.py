@@ -5,7 +5,8 @@ is grouped-query attention. Every method works eagerly and under `torch.jit.scri
 
 Letters: `B` sequences, `T` new tokens, `S` cache slots, `H_q`/`H_kv` query/KV heads, `D` head_dim.
 Token number p of a sequence lives in slot p of its row of every cache tensor. A cache is the flat
-list `[key_0, value_0, key_1, value_1, ...]` over the layers, each `[B, H_kv, S, D]`.
+list `[key_0, value_0, key_1, value_1, ...]` over the layers, each `[B, H_kv, S, D]`. An empty list
+in its place says that the new tokens are whole sequences and nothing is kept: for training.
 """
 
 import math
@@ -120,11 +121,13 @@ class Attention(nn.Module):
         self.o_proj = Linear(query_size, config.hidden_size)
 
     def forward(self, x: Tensor, new: NewTokens, cache: list[Tensor]) -> Tensor:
-        """Add the tokens `x [B, T, hidden_size]` to `cache`, and attend from them to all."""
+        """Add the tokens `x [B, T, hidden_size]` to any `cache`, and attend from them to all."""
         query = rotate(self.split_heads(self.q_proj(x)), new.cos, new.sin)
         key = rotate(self.split_heads(self.k_proj(x)), new.cos, new.sin)
         value = self.split_heads(self.v_proj(x))
-        if self.attention_impl == "mqa":
+        if len(cache) == 0:
+            out = self.attend_uncached(query, key, value)
+        elif self.attention_impl == "mqa":
             out = self.attend_mqa(query, key, value, new, cache)
         else:
             out = self.attend_torch(query, key, value, new, cache)
@@ -133,6 +136,14 @@ class Attention(nn.Module):
     def split_heads(self, x: Tensor) -> Tensor:
         """`[B, T, H * D]` to `[B, H, T, D]`."""
         return x.view(x.size(0), x.size(1), -1, self.head_dim).transpose(1, 2)
+
+    def attend_uncached(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Whole sequences, by either attention; this alone has a backward."""
+        if self.attention_impl == "mqa":
+            return torch.ops.mqa.attention(query, key, value, is_causal=True)
+        return nn.functional.scaled_dot_product_attention(
+            query, key, value, is_causal=True, enable_gqa=True
+        )
 
     def attend_mqa(
         self, query: Tensor, key: Tensor, value: Tensor, new: NewTokens, cache: list[Tensor]
@@ -190,7 +201,8 @@ class Decoder(nn.Module):
     """A LLaMA-family decoder. Parameters are named as in Hugging Face's `LlamaModel`.
 
     The dtype of the weights is the dtype of the computation and of the cache; logits are float32.
-    Appending to a cache has no backward: call under `torch.no_grad()` if weights require grad.
+    Appending to a cache has no backward: call under `torch.no_grad()` if weights require grad, but
+    for `sequence_logits`, which keeps no cache.
 
     Example:
         >>> config = DecoderConfig(num_layers=2, hidden_size=64, num_heads=4, num_kv_heads=1,
@@ -251,6 +263,10 @@ class Decoder(nn.Module):
         """Append `tokens [B, T]` from slot `positions[b]` on; logits `[B, T, vocab]` of all."""
         return self.logits(self.hidden(tokens, positions, cache))
 
+    def sequence_logits(self, tokens: Tensor) -> Tensor:
+        """Logits `[B, T, vocab]` of whole sequences `tokens [B, T]`, differentiable."""
+        return self.forward(tokens, tokens.new_zeros([tokens.size(0)]), [])
+
     @torch.jit.export
     def extend(
         self, tokens: Tensor, lengths: Tensor, positions: Tensor, cache: list[Tensor]
@@ -285,7 +301,7 @@ class Decoder(nn.Module):
         slots = positions.unsqueeze(1) + torch.arange(num_new, device=tokens.device)
         cos, sin = self.rotary(slots)
         visible: Tensor | None = None
-        if self.attention_impl == "torch":
+        if self.attention_impl == "torch" and len(cache) > 0:
             size = max(int(slots.max().item()) + 1, cache[0].size(2))
             visible = torch.arange(size, device=tokens.device) <= slots[:, None, :, None]
         new = NewTokens(positions, slots, positions + num_new, cos, sin, visible)

@@ -50,9 +50,10 @@ class Losses:
     seconds: float = 0.0
 
     def largest_difference(self, other: "Losses") -> float:
-        """Between two runs with the same schedule."""
-        ours, theirs = self.training + self.validation, other.training + other.validation
-        return max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
+        """Between two runs with the same schedule; NaN if either has one."""
+        ours = torch.tensor([self.training, self.validation], dtype=torch.float64)
+        theirs = torch.tensor([other.training, other.validation], dtype=torch.float64)
+        return (ours - theirs).abs().max().item()
 
 
 def train(config: DecoderConfig, corpus: Corpus, schedule: Schedule, name: str) -> Losses:

@@ -39,10 +39,16 @@ class Schedule:
             if not (math.isfinite(value := getattr(self, name)) and value > 0):
                 raise ValueError(f"expected {name} > 0, got {value}")
 
+    def share_of_peak(self, step: int) -> float:
+        """What part of `learning_rate` step 0, 1, ... has: warm-up, then a cosine towards zero."""
+        warm_up = math.ceil(WARM_UP_SHARE * self.steps)
+        progress = (step + 1 - warm_up) / (self.steps + 1 - warm_up)
+        return (step + 1) / warm_up if progress < 0 else (1 + math.cos(math.pi * progress)) / 2
+
 
 @dataclass
 class Losses:
-    """Nats per token after some of the steps: of the step's batch, and of validation."""
+    """Nats per token at some of the steps: of the step's batch, and of validation after it."""
 
     steps: list[int] = field(default_factory=list)
     training: list[float] = field(default_factory=list)
@@ -57,16 +63,12 @@ class Losses:
 
 
 def train(config: DecoderConfig, corpus: Corpus, schedule: Schedule, name: str) -> Losses:
-    """Trains a new decoder with AdamW; the learning rate warms up, then falls as a cosine."""
+    """Trains a new decoder with AdamW; shows and records its losses."""
     model = new_decoder(config, schedule.seed)
-    optimizer = torch.optim.AdamW(model.parameters(), betas=BETAS, weight_decay=WEIGHT_DECAY)
-    learning_rates = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        schedule.learning_rate,
-        total_steps=schedule.steps + 1,
-        pct_start=WARM_UP_SHARE,
-        cycle_momentum=False,
+    optimizer = torch.optim.AdamW(
+        model.parameters(), schedule.learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY
     )
+    learning_rates = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule.share_of_peak)
     batches = torch.Generator().manual_seed(schedule.seed)
     losses = Losses()
     start = time.perf_counter()

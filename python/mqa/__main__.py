@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from mqa.commands import bench, plan
@@ -21,13 +21,11 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a subcommand.
 
-    Bad input, which the package raises as OSError or ValueError, becomes one sentence on stderr.
-
     Args:
         argv: The arguments; None takes those of the process.
 
     Returns:
-        The exit code: 0, or 2 after bad input.
+        The exit code, see `exit_code`.
     """
     parser = Parser(prog="mqa", description="Multi-query attention and its key-value cache.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -36,18 +34,28 @@ def main(argv: Sequence[str] | None = None) -> int:
             subparsers.add_parser(name, help=command.HELP, description=command.DESCRIPTION)
         )
     arguments = parser.parse_args(argv)
+    command = arguments.command
+    return exit_code(command=f"mqa {command}", run=lambda: COMMANDS[command].run(arguments))
+
+
+def exit_code(command: str, run: Callable[[], None]) -> int:
+    """Runs a command: 0, or 2 after bad input, said in one sentence on stderr.
+
+    Bad input is what the package raises as OSError or ValueError.
+    """
     try:
-        COMMANDS[arguments.command].run(arguments)
+        run()
     except OSError as error:
-        sentence = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        return _fail(arguments.command, sentence)
+        return _fail(
+            command, f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        )
     except ValueError as error:
-        return _fail(arguments.command, str(error))
+        return _fail(command, str(error))
     return 0
 
 
 def _fail(command: str, sentence: str) -> int:
-    print(f"mqa {command}: {sentence}", file=sys.stderr)
+    print(f"{command}: {sentence}", file=sys.stderr)
     return 2
 
 

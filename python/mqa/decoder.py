@@ -5,7 +5,8 @@ is grouped-query attention. Every method works eagerly and under `torch.jit.scri
 
 Letters: `B` sequences, `T` new tokens, `S` cache slots, `H_q`/`H_kv` query/KV heads, `D` head_dim.
 Token number p of a sequence lives in slot p of its row of every cache tensor. A cache is the flat
-list `[key_0, value_0, key_1, value_1, ...]` over the layers, each `[B, H_kv, S, D]`.
+list `[key_0, value_0, key_1, value_1, ...]` over the layers, each `[B, H_kv, S, D]`. Without
+one, for training, the new tokens are whole sequences.
 """
 
 import math
@@ -119,12 +120,14 @@ class Attention(nn.Module):
         self.v_proj = Linear(config.hidden_size, kv_size)
         self.o_proj = Linear(query_size, config.hidden_size)
 
-    def forward(self, x: Tensor, new: NewTokens, cache: list[Tensor]) -> Tensor:
-        """Add the tokens `x [B, T, hidden_size]` to `cache`, and attend from them to all."""
+    def forward(self, x: Tensor, new: NewTokens, cache: list[Tensor] | None) -> Tensor:
+        """Add the tokens `x [B, T, hidden_size]` to any `cache`, and attend from them to all."""
         query = rotate(self.split_heads(self.q_proj(x)), new.cos, new.sin)
         key = rotate(self.split_heads(self.k_proj(x)), new.cos, new.sin)
         value = self.split_heads(self.v_proj(x))
-        if self.attention_impl == "mqa":
+        if cache is None:
+            out = self.attend_uncached(query, key, value)
+        elif self.attention_impl == "mqa":
             out = self.attend_mqa(query, key, value, new, cache)
         else:
             out = self.attend_torch(query, key, value, new, cache)
@@ -133,6 +136,14 @@ class Attention(nn.Module):
     def split_heads(self, x: Tensor) -> Tensor:
         """`[B, T, H * D]` to `[B, H, T, D]`."""
         return x.view(x.size(0), x.size(1), -1, self.head_dim).transpose(1, 2)
+
+    def attend_uncached(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Whole sequences, by either attention; this alone has a backward."""
+        if self.attention_impl == "mqa":
+            return torch.ops.mqa.attention(query, key, value, is_causal=True)
+        return nn.functional.scaled_dot_product_attention(
+            query, key, value, is_causal=True, enable_gqa=True
+        )
 
     def attend_mqa(
         self, query: Tensor, key: Tensor, value: Tensor, new: NewTokens, cache: list[Tensor]
@@ -180,7 +191,7 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = FeedForward(config)
 
-    def forward(self, x: Tensor, new: NewTokens, cache: list[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, new: NewTokens, cache: list[Tensor] | None) -> Tensor:
         """`[B, T, hidden_size]` to the same."""
         x = x + self.self_attn(self.input_layernorm(x), new, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
@@ -190,7 +201,8 @@ class Decoder(nn.Module):
     """A LLaMA-family decoder. Parameters are named as in Hugging Face's `LlamaModel`.
 
     The dtype of the weights is the dtype of the computation and of the cache; logits are float32.
-    Appending to a cache has no backward: call under `torch.no_grad()` if weights require grad.
+    Appending to a cache has no backward: call under `torch.no_grad()` if weights require grad, but
+    for `sequence_logits`, which keeps no cache.
     `torch.compile(fullgraph=True)` takes every method, with `attention_impl="mqa"` and a cache
     made outside: the caches of "torch" grow to what the positions say.
 
@@ -253,6 +265,10 @@ class Decoder(nn.Module):
         """Append `tokens [B, T]` from slot `positions[b]` on; logits `[B, T, vocab]` of all."""
         return self.logits(self.hidden(tokens, positions, cache))
 
+    def sequence_logits(self, tokens: Tensor) -> Tensor:
+        """Logits `[B, T, vocab]` of whole sequences `tokens [B, T]`, differentiable."""
+        return self.logits(self.hidden(tokens, tokens.new_zeros([tokens.size(0)]), None))
+
     @torch.jit.export
     def extend(
         self, tokens: Tensor, lengths: Tensor, positions: Tensor, cache: list[Tensor]
@@ -284,13 +300,13 @@ class Decoder(nn.Module):
         """Write `tokens [B]` to slots `positions [B]`; logits `[B, vocab]` of the next tokens."""
         return self.forward(tokens.unsqueeze(1), positions, cache).squeeze(1)
 
-    def hidden(self, tokens: Tensor, positions: Tensor, cache: list[Tensor]) -> Tensor:
-        """Final hidden states `[B, T, hidden_size]` of `tokens`, which the cache then holds."""
+    def hidden(self, tokens: Tensor, positions: Tensor, cache: list[Tensor] | None) -> Tensor:
+        """Final hidden states `[B, T, hidden_size]` of `tokens`, which any cache then holds."""
         num_new = tokens.size(1)
         slots = positions.unsqueeze(1) + torch.arange(num_new, device=tokens.device)
         cos, sin = self.rotary(slots)
         visible: Tensor | None = None
-        if self.attention_impl == "torch":
+        if cache is not None and self.attention_impl == "torch":
             size = max(int(slots.max().item()) + 1, cache[0].size(2))
             visible = torch.arange(size, device=tokens.device) <= slots[:, None, :, None]
         new = NewTokens(positions, slots, positions + num_new, cos, sin, visible)

@@ -126,6 +126,24 @@ def test_prefill_in_chunks_equals_prefill_at_once(attention_impl: str) -> None:
     assert_close(torch.cat(chunks, 1), all_logits(model, tokens), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 6])
+def test_whole_sequences_without_a_cache_have_the_same_logits_and_a_gradient(
+    num_kv_heads: int,
+) -> None:
+    tokens = random_tokens(2, 23)
+    model = tiny_decoder(num_kv_heads=num_kv_heads)
+    expected = all_logits(model, tokens)
+    plain = model.with_attention_impl("torch")
+    for differentiable in (model, plain):
+        differentiable.requires_grad_(True)
+        logits = differentiable.sequence_logits(tokens)
+        assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+        logits.square().mean().backward()
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        assert ours is not theirs
+        assert_close(ours.grad, theirs.grad, atol=1e-4, rtol=1e-4)
+
+
 def test_chunks_of_different_lengths_continue_a_ragged_batch() -> None:
     model = tiny_decoder()
     tokens = random_tokens(2, 9)

@@ -1,55 +1,29 @@
 #include "model.h"
 
-#include <ATen/ops/tensor.h>
-#include <torch/csrc/jit/serialization/import.h>
+#include <c10/util/Exception.h>
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
+#include <string_view>
 
+#include "aoti_model.h"
 #include "error.h"
+#include "torchscript_model.h"
 
-Model::Model(const std::string& path) {
-  torch::jit::ExtraFilesMap files{{"config.json", ""}, {"tokenizer.json", ""}};
+std::unique_ptr<Model> load_model(const std::string& path) {
   try {
-    module_ = torch::jit::load(path, at::kCPU, files);
-  } catch (const std::exception& error) {
-    throw UserError("expected a TorchScript model in " + path + ": " + one_sentence(error));
-  }
-  for (const char* method : {"new_cache", "prefill", "decode"}) {
-    if (!module_.find_method(method)) {
-      throw UserError("expected a model exported by mqa.export_torchscript, got " + path +
-                      " without a method " + method);
+    if (path.ends_with(".pt2")) {
+      return std::make_unique<AotiModel>(path);
     }
-  }
-  try {
-    read_config(files["config.json"]);
+    return std::make_unique<TorchScriptModel>(path);
   } catch (const nlohmann::json::exception& error) {
     throw UserError("cannot read config.json in " + path + ": " + error.what());
   }
-  tokenizer_json_ = files["tokenizer.json"];
 }
 
-void Model::read_config(const std::string& json_text) {
-  const auto config = nlohmann::json::parse(json_text);
+void Model::read_config(const nlohmann::json& config) {
   vocab_size_ = config.at("vocab_size").get<int64_t>();
   max_position_ = config.at("max_position").get<int64_t>();
   eos_token_ids_ = config.at("eos_token_ids").get<std::vector<int64_t>>();
-}
-
-Model::Cache Model::new_cache(int64_t capacity) {
-  return module_.get_method("new_cache")({int64_t{1}, capacity}).toTensorList();
-}
-
-at::Tensor Model::prefill(const std::vector<int64_t>& tokens, const Cache& cache) {
-  const auto batch = at::tensor(tokens).unsqueeze(0);
-  const auto lengths = at::tensor({static_cast<int64_t>(tokens.size())});
-  return module_.get_method("prefill")({batch, lengths, cache}).toTensor().squeeze(0);
-}
-
-at::Tensor Model::decode(int64_t token, int64_t position, const Cache& cache) {
-  return module_.get_method("decode")({at::tensor({token}), at::tensor({position}), cache})
-      .toTensor()
-      .squeeze(0);
 }
 
 bool Model::ends_text(int64_t token) const {

@@ -38,7 +38,8 @@ std::optional<Options> parse_options(int argc, char** argv) {
 
   Options options;
   std::string prompt_file;
-  CLI::App app("Continues a prompt with a model exported by mqa.export_torchscript.", "generate");
+  CLI::App app("Continues a prompt with a model exported by mqa.export_torchscript or export_aoti.",
+               "generate");
   app.set_version_flag("--version", MQA_VERSION);
   app.add_option("--model", options.model, "The exported model")
       ->required()

@@ -5,6 +5,7 @@ from mqa.cache import KVCache as KVCache
 from mqa.config import DecoderConfig as DecoderConfig
 from mqa.convert import convert as convert
 from mqa.decoder import Decoder as Decoder
+from mqa.export import export_aoti as export_aoti
 from mqa.export import export_torchscript as export_torchscript
 from mqa.generate import generate as generate
 from mqa.likelihood import nll as nll

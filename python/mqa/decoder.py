@@ -287,6 +287,12 @@ class Decoder(nn.Module):
             torch._assert_async(valid, "extend: expected lengths in [1, tokens.size(1)]")
         elif not bool(valid):
             raise ValueError(f"extend: expected lengths in [1, {tokens.size(1)}], got {lengths}")
+        return self.extend_unchecked(tokens, lengths, positions, cache)
+
+    def extend_unchecked(
+        self, tokens: Tensor, lengths: Tensor, positions: Tensor, cache: list[Tensor]
+    ) -> Tensor:
+        """`extend` without its check, whose outcome depends on values: `torch.export` has none."""
         rows = torch.arange(tokens.size(0), device=tokens.device)
         return self.logits(self.hidden(tokens, positions, cache)[rows, lengths - 1])
 

@@ -1,10 +1,14 @@
-"""Write a decoder as one TorchScript file that C++ can run."""
+"""Write a decoder as one file that C++ can run: TorchScript or AOTInductor."""
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+import torch._inductor
+from torch import Tensor, nn
+from torch.export import Dim
 
 from mqa.decoder import Decoder
 
@@ -26,28 +30,98 @@ def export_torchscript(model: Decoder, path: str | Path, tokenizer_json: str | N
         ValueError: the model uses another attention, or the tokenizer is not that of
             Hugging Face's `tokenizers`.
     """
+    files = _extra_files("export_torchscript", model, tokenizer_json)
+    torch.jit.save(torch.jit.script(_frozen(model)), str(path), _extra_files=files)
+
+
+def export_aoti(model: Decoder, path: str | Path, tokenizer_json: str | None = None) -> None:
+    """Compile `model` with AOTInductor into one `.pt2` file, for Python or C++.
+
+    `torch._inductor.aoti_load_package` gives its only function `f(tokens, lengths, positions,
+    cache)`: `Decoder.extend`, for any batch, number of tokens and number of cache slots. C++ passes
+    the tensors in one list, `[tokens, lengths, positions, key_0, value_0, ...]`, to
+    `torch::inductor::AOTIModelPackageLoader::run`. The caches are written in place. Lengths out of
+    range are noticed only after that. The loader's metadata hold `config.json`, with the fields of
+    `DecoderConfig` and `dtype`, and `tokenizer.json`.
+
+    It takes a C++ compiler and a minute or more. The file is made for the processor it is
+    compiled on, the device of the weights and this version of torch.
+
+    Args:
+        model: a decoder with `attention_impl="mqa"`. (The caches of "torch" are replaced, so they
+            cannot be written in place.)
+        path: the file to write; its name ends in `.pt2`.
+        tokenizer_json: the text of a Hugging Face `tokenizer.json`, stored in the metadata.
+
+    Raises:
+        ValueError: the model uses another attention, the file would not be named `.pt2`, or the
+            tokenizer is not that of Hugging Face's `tokenizers`.
+    """
+    metadata = _extra_files("export_aoti", model, tokenizer_json)
+    if Path(path).suffix != ".pt2":
+        raise ValueError(f"export_aoti: expected a path that ends in .pt2, got {os.fspath(path)}")
+    torch._inductor.aoti_compile_and_package(
+        _exported(_frozen(model)),
+        package_path=str(path),
+        # The number of threads is that of the program, not that of the export.
+        inductor_configs={"aot_inductor.metadata": metadata, "cpp.dynamic_threads": True},
+    )
+
+
+class _Extend(nn.Module):
+    """The function to export, as the `forward` of a module."""
+
+    def __init__(self, model: Decoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, tokens: Tensor, lengths: Tensor, positions: Tensor, cache: list[Tensor]
+    ) -> Tensor:
+        return self.model.extend_unchecked(tokens, lengths, positions, cache)
+
+
+def _exported(model: Decoder) -> torch.export.ExportedProgram:
+    B, T, S = Dim("B", min=1), Dim("T", min=1), Dim("S", min=1)
+    # Any sizes but 1 and equal ones, which would be taken for constants or for one size.
+    device = model.embed_tokens.weight.device
+    tokens = torch.zeros(2, 3, dtype=torch.int64, device=device)
+    lengths, positions = torch.ones_like(tokens[:, 0]), torch.zeros_like(tokens[:, 0])
+    cache = model.new_cache(2, 4)
+    return torch.export.export(
+        _Extend(model),
+        (tokens, lengths, positions, cache),
+        dynamic_shapes=({0: B, 1: T}, {0: B}, {0: B}, [{0: B, 2: S}] * len(cache)),
+    )
+
+
+def _frozen(model: Decoder) -> Decoder:
+    """A copy without gradients: the program that loads the file needs no guard against autograd."""
+    return Decoder.from_weights(model.config, model.state_dict()).eval()
+
+
+def _extra_files(door: str, model: Decoder, tokenizer_json: str | None) -> dict[str, str]:
+    """What travels along with the model, by name."""
     if model.config.attention_impl != "mqa":
         raise ValueError(
-            "export_torchscript: expected a model with attention_impl 'mqa', "
+            f"{door}: expected a model with attention_impl 'mqa', "
             f"got {model.config.attention_impl!r}"
         )
     dtype = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
     files = {"config.json": json.dumps(asdict(model.config) | {"dtype": dtype}, indent=2)}
     if tokenizer_json is not None:
-        _check_tokenizer(tokenizer_json)
+        _check_tokenizer(door, tokenizer_json)
         files["tokenizer.json"] = tokenizer_json
-    # A copy without gradients: the program that loads the file needs no guard against autograd.
-    frozen = Decoder.from_weights(model.config, model.state_dict())
-    torch.jit.save(torch.jit.script(frozen.eval()), str(path), _extra_files=files)
+    return files
 
 
-def _check_tokenizer(text: str) -> None:
+def _check_tokenizer(door: str, text: str) -> None:
     try:
         is_tokenizer = "model" in json.loads(text)
     except (json.JSONDecodeError, TypeError):
         is_tokenizer = False
     if not is_tokenizer:
         raise ValueError(
-            "export_torchscript: expected tokenizer_json to be the text of a Hugging Face "
+            f"{door}: expected tokenizer_json to be the text of a Hugging Face "
             f"tokenizer.json, got {text[:40]!r}"
         )

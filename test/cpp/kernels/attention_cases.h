@@ -28,6 +28,8 @@ constexpr Format kFormats[] = {
 };
 
 WeightRounding weight_rounding(cpu::Isa isa, Format format);
+// How many drawn calls the kernels are quick enough for, where each is made in many ways.
+int drawn_calls();
 
 // Uses an instruction set while it lives.
 class UseIsa {

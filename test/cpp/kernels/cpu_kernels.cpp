@@ -23,6 +23,8 @@ WeightRounding weight_rounding(cpu::Isa isa, Format format) {
   return {.relative = unit_roundoff(DType::kBFloat16)};
 }
 
+int drawn_calls() { return 20; }
+
 void AttentionTest::SetUp() {
   in_use_ = std::make_unique<UseIsa>(isa());
   if (cpu::current_isa() != isa()) {

@@ -18,19 +18,39 @@ KERNELS = ROOT / "csrc/kernels"
 COMPILER = os.environ.get("CXX", "g++")
 FLAGS = ["-std=c++20", "-O1", "-ffp-contract=off", "-Wno-unknown-pragmas"]
 SANITISED = ["-g1", "-fsanitize=address"]
-SOURCES = [
-    *(
-        ROOT / "test/emulation" / f"{name}.cpp"
-        for name in ("collectives", "machine", "matrix", "memory")
-    ),
-    *(
-        ROOT / "test/cpp/kernels" / f"attention_{name}.cpp"
-        for name in ("call", "oracle", "problem")
-    ),
+EMULATION = [
+    ROOT / "test/emulation" / f"{name}.cpp"
+    for name in ("collectives", "machine", "matrix", "memory")
 ]
+PROBLEMS = [
+    ROOT / "test/cpp/kernels" / f"attention_{name}.cpp"
+    for name in ("call", "gradient_oracle", "oracle", "problem")
+]
+TESTS = ROOT / "test/emulation/faults"
+FORWARD, BACKWARD = KERNELS / "cuda/attention.cu", KERNELS / "cuda/backward.cu"
 
-LOADS, ATTEND, SCORES, COMBINE, TILE = (
-    f"cuda/{name}" for name in ("loads.cuh", "attend.cuh", "scores.cuh", "combine.cuh", "tile.h")
+
+@dataclass(frozen=True)
+class Program:
+    """A test program: what is built from the changed sources for each fault, and what once."""
+
+    changed: tuple[Path, ...]
+    unchanged: tuple[Path, ...]
+
+
+OF_ATTENTION = Program((TESTS / "forward.cpp", FORWARD), (TESTS / "kernels_test.cpp",))
+OF_GRADIENTS = Program((TESTS / "backward_test.cpp", BACKWARD), ())
+
+LOADS, ATTEND, SCORES, COMBINE, TILE, GRADIENTS = (
+    f"cuda/{name}"
+    for name in (
+        "loads.cuh",
+        "attend.cuh",
+        "scores.cuh",
+        "combine.cuh",
+        "tile.h",
+        "backward.cuh",
+    )
 )
 WAIT = "cp_async_wait<Tile::kStages - 2>();"
 RACE, WRONG = "without a barrier", "which exceeds|evaluates to nan"
@@ -44,6 +64,7 @@ class Fault:
     instead: str
     report: str  # a pattern that the failing tests print
     sanitised: bool = False  # only AddressSanitizer sees it
+    program: Program = OF_ATTENTION
 
 
 FAULTS = [
@@ -159,6 +180,54 @@ FAULTS = [
         "kTotals = kQueryBytes + (kStages - 1) * kStageBytes;",
         "leaves shared memory|without a barrier",
     ),
+    *(
+        Fault(*fault, program=OF_GRADIENTS)
+        for fault in (
+            ("no barrier before a stage is filled", GRADIENTS, "sync_block();", "", RACE),
+            (
+                "no wait for the streamed tile",
+                GRADIENTS,
+                "cp_async_wait<0>();\n    sync_block();",
+                "sync_block();",
+                "copies in flight|which exceeds",
+            ),
+            (
+                "facts of the rows behind the stages' end",
+                GRADIENTS,
+                "kSmemBytes = kRows + kMostRows * 16;",
+                "kSmemBytes = kRows + kMostRows * 8;",
+                "leaves shared memory",
+            ),
+            (
+                "keys that some rows do not see",
+                GRADIENTS,
+                "bool sees = key >= known.begin && key < known.end;",
+                "bool sees = key >= known.begin;",
+                WRONG,
+            ),
+            (
+                "last segment left out",
+                GRADIENTS,
+                "segment < a.segments; ++segment) {",
+                "segment + 1 < a.segments; ++segment) {",
+                WRONG,
+            ),
+            (
+                "a segment's tiles one by one",
+                GRADIENTS,
+                "return find(tile + a.segments);",
+                "return find(tile + 1);",
+                WRONG,
+            ),
+            (
+                "softcap's derivative",
+                GRADIENTS,
+                "slope = 1 - t * t;",
+                "slope = 1 - t;",
+                WRONG,
+            ),
+        )
+    ),
 ]
 
 
@@ -172,40 +241,47 @@ def compile_to(target: Path, flags: list[object]) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def compile_object(source: Path, csrc: Path, target: Path, sanitised: bool) -> None:
+    flags = SANITISED if sanitised else []
+    compile_to(target, [*flags, *include(csrc), "-c", "-x", "c++", source])
+
+
 def include(csrc: Path) -> list[object]:
     # kernels/attention_call.h is the tests'; the emulation includes kernels/numeric.h.
     return [f"-I{csrc}", f"-I{ROOT / 'test/emulation'}", f"-I{ROOT / 'test/cpp'}"]
 
 
 class Builds:
-    """The parts that faults do not change, built once."""
+    """What faults do not change is built once."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._objects: dict[bool, list[Path]] = {}
+        self._objects: dict[tuple[Path, bool], Path] = {}
 
-    def objects(self, sanitised: bool) -> list[Path]:
-        if sanitised not in self._objects:
-            flags = SANITISED if sanitised else []
-            made = [self.folder / f"{source.stem}{sanitised}.o" for source in SOURCES]
-            for source, target in zip(SOURCES, made, strict=True):
-                compile_to(target, [*flags, *include(ROOT / "csrc"), "-c", source])
-            self._objects[sanitised] = made
-        return self._objects[sanitised]
+    def object(self, source: Path, sanitised: bool) -> Path:
+        if (source, sanitised) not in self._objects:
+            target = self.folder / f"{source.stem}{source.suffix[1:]}{sanitised}.o"
+            compile_object(source, ROOT / "csrc", target, sanitised)
+            self._objects[source, sanitised] = target
+        return self._objects[source, sanitised]
 
-    def test(self, csrc: Path, sanitised: bool) -> subprocess.CompletedProcess[str]:
-        """Builds the kernels of `csrc` and runs their tests."""
+    def test(
+        self, csrc: Path, sanitised: bool, program: Program
+    ) -> subprocess.CompletedProcess[str]:
+        """Builds a program with the kernels of `csrc` and runs it."""
+        objects = [
+            self.object(source, sanitised) for source in (*EMULATION, *PROBLEMS, *program.unchanged)
+        ]
+        for source in program.changed:
+            changed = (
+                csrc / source.relative_to(ROOT / "csrc") if KERNELS in source.parents else source
+            )
+            objects.append(csrc / f"{source.stem}{source.suffix[1:]}.o")
+            compile_object(changed, csrc, objects[-1], sanitised)
+        target = csrc / "test_program"
         flags = SANITISED if sanitised else []
-        made = []
-        for source in (
-            ROOT / "test/emulation/faults/kernels_test.cpp",
-            csrc / "kernels/cuda/attention.cu",
-        ):
-            made.append(csrc / f"{source.stem}.o")
-            compile_to(made[-1], [*flags, *include(csrc), "-c", "-x", "c++", source])
-        program = csrc / "kernels_test"
-        compile_to(program, [*flags, *made, *self.objects(sanitised), "-lgtest", "-lgtest_main"])
-        return run([program])
+        compile_to(target, [*flags, *objects, "-lgtest", "-lgtest_main"])
+        return run([target])
 
 
 @pytest.fixture(scope="session")
@@ -218,9 +294,10 @@ def copy_kernels(folder: Path) -> Path:
     return folder / "csrc"
 
 
-def test_without_a_fault(builds: Builds, tmp_path: Path) -> None:
+@pytest.mark.parametrize("program", [OF_ATTENTION, OF_GRADIENTS])
+def test_without_a_fault(program: Program, builds: Builds, tmp_path: Path) -> None:
     for sanitised in (False, True):
-        done = builds.test(copy_kernels(tmp_path / str(sanitised)), sanitised)
+        done = builds.test(copy_kernels(tmp_path / str(sanitised)), sanitised, program)
         assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -231,7 +308,7 @@ def test_fault_is_noticed(fault: Fault, builds: Builds, tmp_path: Path) -> None:
     source = path.read_text()
     assert source.count(fault.text) == 1
     path.write_text(source.replace(fault.text, fault.instead))
-    done = builds.test(csrc, fault.sanitised)
+    done = builds.test(csrc, fault.sanitised, fault.program)
     assert done.returncode != 0
     assert re.search(fault.report, done.stdout + done.stderr), done.stdout + done.stderr
 

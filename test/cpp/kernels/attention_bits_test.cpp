@@ -28,7 +28,8 @@ class AttentionBits : public AttentionTest {
     CaseGenerator generator(/*seed=*/2);
     std::vector<Case> cases;
     for (const Shape& shape : shapes) cases.push_back({format(), shape, {}});
-    for (int i = 0; i < drawn_calls(); ++i) cases.push_back(generator.draw(format(), /*work=*/4'000'000));
+    for (int i = 0; i < drawn_calls(); ++i)
+      cases.push_back(generator.draw(format(), /*work=*/4'000'000));
     for (Case& c : cases) {
       c.options.is_causal |= is_causal;
       const unsigned seed = generator.seed();

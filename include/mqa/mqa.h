@@ -61,6 +61,10 @@ struct AttentionOptions {
 // are read in place as long as the last dimension is contiguous; otherwise that tensor is copied
 // once. Returns [B, H_q, T, D_v] in query's dtype, contiguous. A row that sees no key is zero.
 //
+// Differentiable in query, key, value, a float attn_mask and sinks, in memory that grows with T + S
+// (a mask's gradient has the mask's size). On CUDA up to a head_dim of 256. Second derivatives,
+// forward-mode derivatives, and those of slopes and scales raise.
+//
 // The bits of a row depend on its query, the keys and values it sees and the options only: not on
 // the batch, the thread count, the cache's capacity or pages, or how many tokens come in one call;
 // on CUDA on that last where it, or the sequence, is long (docs/design.md has the limits).

@@ -13,7 +13,7 @@ from torch.export import Dim
 from torch.library import opcheck
 
 import mqa
-from cases import QUANTISED, Case, build, quantised, random_mask, same_bits
+from cases import FLOATS, QUANTISED, Case, build, quantised, random_mask, same_bits
 from devices import Ops
 from doors import fake, meta, script, torch_ops, wrapper
 from strategies import attention_cases
@@ -175,7 +175,7 @@ def permuted(case: Case) -> Case:
 def differentiable(arguments: dict[str, Any]) -> dict[str, Any]:
     """Query, key, value, mask and sinks require grad where they can."""
     for name in ("query", "key", "value", "attn_mask", "sinks"):
-        if name in arguments and arguments[name].is_floating_point():
+        if name in arguments and arguments[name].dtype in FLOATS:
             arguments[name].requires_grad_()
     return arguments
 

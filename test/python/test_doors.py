@@ -180,12 +180,21 @@ def differentiable(arguments: dict[str, Any]) -> dict[str, Any]:
     return arguments
 
 
+def utilities(cache: torch.dtype) -> tuple[str, ...]:
+    """Of opcheck: two compare tensors by arithmetic that float8 lacks."""
+    tests = ("test_autograd_registration", "test_faketensor")
+    if cache == torch.float8_e4m3fn:
+        return tests
+    return (*tests, "test_schema", "test_aot_dispatch_dynamic")
+
+
 @pytest.mark.parametrize("op", ["attention", "attention_lse"])
 @pytest.mark.parametrize("feature", FEATURES)
 @pytest.mark.usefixtures("device")
 def test_opcheck_attention(op: str, feature: str) -> None:
     case = FEATURES[feature]()
-    opcheck(getattr(torch.ops.mqa, op).default, (), dict(differentiable(case)))
+    tests = utilities(case["key"].dtype)
+    opcheck(getattr(torch.ops.mqa, op).default, (), dict(differentiable(case)), test_utils=tests)
 
 
 @pytest.mark.usefixtures("device")
@@ -215,12 +224,9 @@ def test_opcheck_append(cache: torch.dtype, pages: list[list[int]] | None) -> No
     scales = {}
     if cache in QUANTISED:
         scales = {name: torch.zeros(len(caches[0]), 3, 4) for name in ("key_scale", "value_scale")}
-    tests = ["test_autograd_registration", "test_faketensor"]
-    if cache != torch.float8_e4m3fn:  # these compare results by arithmetic that float8 lacks
-        tests += ["test_schema", "test_aot_dispatch_dynamic"]
     opcheck(
         torch.ops.mqa.kv_append.default,
         (*caches, key, value, torch.tensor([0, 2])),
         {"block_table": block_table, **scales},
-        test_utils=tests,
+        test_utils=utilities(cache),
     )

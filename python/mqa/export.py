@@ -40,24 +40,27 @@ def export_aoti(model: Decoder, path: str | Path, tokenizer_json: str | None = N
     `torch._inductor.aoti_load_package` gives its only function `f(tokens, lengths, positions,
     cache)`: `Decoder.extend`, for any batch, number of tokens and number of cache slots. C++ passes
     the tensors in one list, `[tokens, lengths, positions, key_0, value_0, ...]`, to
-    `torch::inductor::AOTIModelPackageLoader::run`. The caches are written in place. Lengths out of
-    range are noticed only after that. The loader's metadata hold `config.json`, with the fields of
-    `DecoderConfig` and `dtype`, and `tokenizer.json`.
+    `torch::inductor::AOTIModelPackageLoader::run`. The caches are written in place; tokens, lengths
+    and positions out of range are an error before that. The loader's metadata hold `config.json`,
+    with the fields of `DecoderConfig` and `dtype`, and `tokenizer.json`.
 
-    It takes a C++ compiler and a minute or more. The file is made for the processor it is
-    compiled on, the device of the weights and this version of torch.
+    It takes a C++ compiler and a minute or more. The file is made for CPUs like the one it is
+    compiled on and for this version of torch.
 
     Args:
-        model: a decoder with `attention_impl="mqa"`. (The caches of "torch" are replaced, so they
-            cannot be written in place.)
+        model: a decoder on the CPU with `attention_impl="mqa"`. (The caches of "torch" are
+            replaced, so they cannot be written in place.)
         path: the file to write; its name ends in `.pt2`.
         tokenizer_json: the text of a Hugging Face `tokenizer.json`, stored in the metadata.
 
     Raises:
-        ValueError: the model uses another attention, the file would not be named `.pt2`, or the
-            tokenizer is not that of Hugging Face's `tokenizers`.
+        ValueError: the model uses another attention or another device, the file would not be named
+            `.pt2`, or the tokenizer is not that of Hugging Face's `tokenizers`.
     """
     metadata = _extra_files("export_aoti", model, tokenizer_json)
+    device = model.embed_tokens.weight.device
+    if device.type != "cpu":
+        raise ValueError(f"export_aoti: expected a model on the CPU, got one on {device}")
     if Path(path).suffix != ".pt2":
         raise ValueError(f"export_aoti: expected a path that ends in .pt2, got {os.fspath(path)}")
     torch._inductor.aoti_compile_and_package(
@@ -78,15 +81,27 @@ class _Extend(nn.Module):
     def forward(
         self, tokens: Tensor, lengths: Tensor, positions: Tensor, cache: list[Tensor]
     ) -> Tensor:
+        vocab_size, num_new = self.model.config.vocab_size, tokens.size(1)
+        # Compiled loops cannot throw, and a refusal by `kv_append` goes unnoticed in torch 2.11.
+        _require(tokens, 0, vocab_size - 1, f"tokens in [0, {vocab_size})")
+        _require(lengths, 1, num_new, "lengths in [1, T]")
+        _require(positions, 0, cache[0].size(2) - num_new, "positions in [0, S - T]")
         return self.model.extend_unchecked(tokens, lengths, positions, cache)
+
+
+def _require(values: Tensor, low: int, high: int, expectation: str) -> None:
+    is_within = ((values >= low) & (values <= high)).all()
+    torch._assert_async(is_within, f"extend: expected {expectation}")
 
 
 def _exported(model: Decoder) -> torch.export.ExportedProgram:
     B, T, S = Dim("B", min=1), Dim("T", min=1), Dim("S", min=1)
-    # Any sizes but 1 and equal ones, which would be taken for constants or for one size.
-    device = model.embed_tokens.weight.device
-    tokens = torch.zeros(2, 3, dtype=torch.int64, device=device)
-    lengths, positions = torch.ones_like(tokens[:, 0]), torch.zeros_like(tokens[:, 0])
+    # Example sizes of 1 would be taken for constants.
+    tokens, lengths, positions = (
+        torch.zeros(2, 3).long(),
+        torch.ones(2).long(),
+        torch.zeros(2).long(),
+    )
     cache = model.new_cache(2, 4)
     return torch.export.export(
         _Extend(model),

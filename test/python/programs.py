@@ -1,8 +1,10 @@
 """The C++ programs under test, found in the build folder."""
 
+import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 BUILD_TREE = ROOT / os.environ.get("MQA_BUILD_TREE", "build/release")
@@ -27,3 +29,21 @@ def refusal(*command: str | Path) -> str:
     assert sentence.startswith(f"{Path(command[0]).name}: "), sentence
     assert "Exception" not in sentence
     return sentence
+
+
+def generate_command(model: Path, **options: Any) -> list[str | Path]:
+    """The command line of `generate` with these options."""
+    command = [program("generate"), "--model", model]
+    for name, value in options.items():
+        flag = "--" + name.replace("_", "-")
+        command += [flag] if value is True else [flag, str(value)]
+    return command
+
+
+def generate_json(model: Path, **options: Any) -> dict[str, Any]:
+    """What `generate --json` answers."""
+    command = generate_command(model, json=True, **options)
+    result: dict[str, Any] = json.loads(
+        subprocess.run(command, capture_output=True, check=True).stdout
+    )
+    return result

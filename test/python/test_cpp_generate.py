@@ -14,7 +14,7 @@ from torch import Tensor
 import mqa
 from bpe import BYTES_ONLY, train
 from decoders import tiny_decoder
-from programs import program, refusal
+from programs import generate_command, generate_json, program, refusal
 
 PROMPT = "The keeper's light, 1899: 光 🎉"
 NEW_TOKENS = 40
@@ -50,31 +50,18 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return Exported(tmp_path_factory.mktemp("exported"))
 
 
-def arguments(model: Path, **options: Any) -> list[str | Path]:
-    command = [program("generate"), "--model", model]
-    for name, value in options.items():
-        flag = "--" + name.replace("_", "-")
-        command += [flag] if value is True else [flag, str(value)]
-    return command
-
-
 def run(model: Path, **options: Any) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(arguments(model, **options), capture_output=True, check=True)
-
-
-def run_json(model: Path, **options: Any) -> dict[str, Any]:
-    result: dict[str, Any] = json.loads(run(model, json=True, **options).stdout)
-    return result
+    return subprocess.run(generate_command(model, **options), capture_output=True, check=True)
 
 
 def refuse(model: Path, **options: Any) -> str:
-    return refusal(*arguments(model, **options))
+    return refusal(*generate_command(model, **options))
 
 
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 6])
 def test_greedy_tokens_are_those_of_python(num_kv_heads: int, tmp_path: Path) -> None:
     exported = Exported(tmp_path, num_kv_heads)
-    result = run_json(exported.file, prompt=PROMPT, max_new_tokens=NEW_TOKENS)
+    result = generate_json(exported.file, prompt=PROMPT, max_new_tokens=NEW_TOKENS)
     assert result["prompt_tokens"] == exported.prompt
     assert result["tokens"] == exported.expected()
     assert len(set(result["tokens"])) > 5
@@ -86,13 +73,15 @@ def test_greedy_tokens_are_those_of_python(num_kv_heads: int, tmp_path: Path) ->
 @pytest.mark.parametrize("sampling", SAMPLING)
 def test_sampled_tokens_are_those_of_python(sampling: str, exported: Exported) -> None:
     options = SAMPLING[sampling]
-    result = run_json(exported.file, prompt=PROMPT, max_new_tokens=NEW_TOKENS, **options)
+    result = generate_json(exported.file, prompt=PROMPT, max_new_tokens=NEW_TOKENS, **options)
     assert result["tokens"] == exported.expected(**options)
 
 
 def test_a_seed_repeats_and_another_differs(exported: Exported) -> None:
     first, again, other = (
-        run_json(exported.file, prompt=PROMPT, temperature=1, seed=seed, max_new_tokens=NEW_TOKENS)
+        generate_json(
+            exported.file, prompt=PROMPT, temperature=1, seed=seed, max_new_tokens=NEW_TOKENS
+        )
         for seed in (1, 1, 2)
     )
     assert first["tokens"] == again["tokens"] != other["tokens"]
@@ -103,7 +92,7 @@ def test_the_ways_to_give_a_prompt_agree(exported: Exported, tmp_path: Path) -> 
     prompt_file.write_text(PROMPT, encoding="utf-8")
     ids = ",".join(map(str, exported.prompt))
     results = [
-        run_json(exported.file, max_new_tokens=5, **prompt)
+        generate_json(exported.file, max_new_tokens=5, **prompt)
         for prompt in ({"prompt": PROMPT}, {"prompt_file": prompt_file}, {"tokens": ids})
     ]
     for result in results:
@@ -114,7 +103,7 @@ def test_the_ways_to_give_a_prompt_agree(exported: Exported, tmp_path: Path) -> 
 def test_text_is_what_the_tokens_decode_to_and_is_streamed(exported: Exported) -> None:
     """Random tokens cut characters anywhere: the stream must still be whole characters."""
     options = {"prompt": PROMPT, "temperature": 3, "max_new_tokens": 90}
-    result = run_json(exported.file, **options)
+    result = generate_json(exported.file, **options)
     assert result["text"] == exported.tokenizer.decode(result["tokens"])
     assert "\ufffd" in result["text"]
     streamed = run(exported.file, **options)
@@ -135,9 +124,9 @@ def test_text_that_ends_within_a_character(exported: Exported) -> None:
         return text[-1] == "\ufffd" and longer.count("\ufffd") == text.count("\ufffd")
 
     options = {"prompt": PROMPT, "temperature": 3, "max_new_tokens": 90}
-    tokens = run_json(exported.file, **options)["tokens"]
+    tokens = generate_json(exported.file, **options)["tokens"]
     length = next(n for n in range(1, 90) if is_cut(tokens[:n]))
-    result = run_json(exported.file, **options | {"max_new_tokens": length})
+    result = generate_json(exported.file, **options | {"max_new_tokens": length})
     assert result["text"] == decode(tokens[:length])
 
 
@@ -146,21 +135,21 @@ def test_generation_ends_at_an_end_of_text_token(exported: Exported, tmp_path: P
     stop = next(token for token in free[3:] if token not in free[:3])
     stopping = Exported(tmp_path, eos_token_ids=(stop,))
     options = {"prompt": PROMPT, "max_new_tokens": NEW_TOKENS}
-    assert run_json(stopping.file, **options)["tokens"] == free[: free.index(stop)]
-    assert run_json(stopping.file, ignore_eos=True, **options)["tokens"] == free
+    assert generate_json(stopping.file, **options)["tokens"] == free[: free.index(stop)]
+    assert generate_json(stopping.file, ignore_eos=True, **options)["tokens"] == free
 
 
 def test_rates_follow_from_seconds(exported: Exported) -> None:
-    result = run_json(exported.file, prompt=PROMPT, max_new_tokens=5)
+    result = generate_json(exported.file, prompt=PROMPT, max_new_tokens=5)
     prefill, decode = result["prefill_seconds"], result["decode_seconds"]
     assert result["prefill_tokens_per_second"] == pytest.approx(len(exported.prompt) / prefill)
     assert result["decode_tokens_per_second"] == pytest.approx(4 / decode)
-    assert run_json(exported.file, prompt=PROMPT, max_new_tokens=1)["decode_seconds"] == 0
+    assert generate_json(exported.file, prompt=PROMPT, max_new_tokens=1)["decode_seconds"] == 0
 
 
 def test_capacity_and_threads_leave_the_tokens_alone(exported: Exported) -> None:
     options = {"prompt": PROMPT, "max_new_tokens": NEW_TOKENS}
-    result = run_json(exported.file, capacity=100, threads=3, **options)
+    result = generate_json(exported.file, capacity=100, threads=3, **options)
     assert result["tokens"] == exported.expected()
     assert result["cache_bytes"] == 2 * 2 * 2 * 100 * 8 * 4
     assert result["threads"] == 3
@@ -231,7 +220,7 @@ def test_a_prompt_that_does_not_fit_is_refused(exported: Exported) -> None:
         f"generate: expected a --capacity of at least {needed} for prompt ({length}) "
         f"and new tokens (10), got {needed - 1}"
     )
-    assert len(run_json(exported.file, capacity=needed, **options)["tokens"]) == 10
+    assert len(generate_json(exported.file, capacity=needed, **options)["tokens"]) == 10
     ids = ",".join(["1"] * 120)
     assert refuse(exported.file, tokens=ids, max_new_tokens=10) == (
         "generate: expected a cache of at most 128 slots, the model's max_position, got 129 "

@@ -32,14 +32,16 @@ AttentionGrads gradients(const BackwardCall& call, const Tensor& key, const Tens
   const auto cache_grad = [&](const Tensor& grad, const Tensor& cache) {
     return grad.defined() && o.block_table ? scatter_pages(grad, cache, *o.block_table) : grad;
   };
-  const Tensor none = at::empty({0}, call.grad_out.options());
-  const auto or_none = [&](const Tensor& grad) { return grad.defined() ? grad : none; };
+  const auto or_none = [&](const Tensor& grad) {
+    return grad.defined() ? grad : at::empty({0}, call.grad_out.options());
+  };
+  Tensor mask_grad, sink_grad;
+  if (call.grad_mask.defined()) {
+    mask_grad = at::sum_to(call.grad_mask, o.attn_mask->sizes()).to(o.attn_mask->scalar_type());
+  }
+  if (call.wants_sinks) sink_grad = sinks_grad(call, *o.sinks);
   return {or_none(call.grad_query), or_none(cache_grad(call.grad_key, key)),
-          or_none(cache_grad(call.grad_value, value)),
-          call.grad_mask.defined()
-              ? at::sum_to(call.grad_mask, o.attn_mask->sizes()).to(o.attn_mask->scalar_type())
-              : none,
-          call.wants_sinks ? sinks_grad(call, *o.sinks) : none};
+          or_none(cache_grad(call.grad_value, value)), or_none(mask_grad), or_none(sink_grad)};
 }
 
 }  // namespace mqa

@@ -284,15 +284,9 @@ class Decoder(nn.Module):
         """
         valid = ((lengths >= 1) & (lengths <= tokens.size(1))).all()
         if torch.compiler.is_compiling():  # a graph cannot branch on what a tensor holds
-            torch._assert_async(valid, "extend: expected lengths in [1, tokens.size(1)]")
+            torch._assert_async(valid, "extend: expected lengths in [1, T]")
         elif not bool(valid):
             raise ValueError(f"extend: expected lengths in [1, {tokens.size(1)}], got {lengths}")
-        return self.extend_unchecked(tokens, lengths, positions, cache)
-
-    def extend_unchecked(
-        self, tokens: Tensor, lengths: Tensor, positions: Tensor, cache: list[Tensor]
-    ) -> Tensor:
-        """`extend` without its check, whose outcome depends on values: `torch.export` has none."""
         rows = torch.arange(tokens.size(0), device=tokens.device)
         return self.logits(self.hidden(tokens, positions, cache)[rows, lengths - 1])
 

@@ -84,9 +84,8 @@ class _Extend(nn.Module):
         vocab_size, num_new = self.model.config.vocab_size, tokens.size(1)
         # Compiled loops cannot throw, and a refusal by `kv_append` goes unnoticed in torch 2.11.
         _require(tokens, 0, vocab_size - 1, f"tokens in [0, {vocab_size})")
-        _require(lengths, 1, num_new, "lengths in [1, T]")
         _require(positions, 0, cache[0].size(2) - num_new, "positions in [0, S - T]")
-        return self.model.extend_unchecked(tokens, lengths, positions, cache)
+        return self.model.extend(tokens, lengths, positions, cache)
 
 
 def _require(values: Tensor, low: int, high: int, expectation: str) -> None:

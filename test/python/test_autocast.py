@@ -80,3 +80,39 @@ def test_append_quantises(ops: Ops, cache: torch.dtype) -> None:
     with torch.autocast(ops.device, dtype=torch.bfloat16):
         actual = append()
     assert all(same_bits(a, e) for a, e in zip(actual, append(), strict=True))
+
+
+class Block(torch.nn.Module):
+    """Projections and attention of one head over another: what a training step needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.projections = torch.nn.ModuleList(torch.nn.Linear(16, n) for n in (32, 16, 16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        query, key, value = (p(x).unflatten(2, (-1, 16)).transpose(1, 2) for p in self.projections)
+        out, lse = mqa.attention_lse(query, key, value.float(), is_causal=True)
+        return out.float().square().mean() + lse.mean()
+
+
+def gradients(block: Block, low: bool, compiled: bool = False) -> tuple[torch.Tensor, ...]:
+    torch.manual_seed(1)
+    x = torch.randn(2, 5, 16)
+    compute = torch.compile(block, fullgraph=True, backend="aot_eager") if compiled else block
+    with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=low):
+        loss = compute(x)
+    return torch.autograd.grad(loss, list(block.parameters()))
+
+
+@pytest.mark.usefixtures("device")
+def test_training_step() -> None:
+    """In bfloat16 as in float32, but for rounding; compiled, with autocast outside, as eagerly."""
+    torch.compiler.reset()
+    block = Block()
+    exact, eager = (gradients(block, low) for low in (False, True))
+    compiled = gradients(block, low=True, compiled=True)
+    for a, b, e in zip(eager, compiled, exact, strict=True):
+        assert a.dtype == torch.float32
+        torch.testing.assert_close(a, e, rtol=0.05, atol=0.01)
+        assert not torch.equal(a, e)
+        torch.testing.assert_close(b, a, rtol=1e-2, atol=1e-3)

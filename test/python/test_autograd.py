@@ -9,10 +9,11 @@ import torch
 from hypothesis import assume, given
 from torch import Tensor, float64
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
 
 import mqa
 import oracle
-from cases import FLOATS, Case, build, random_mask, same_bits
+from cases import FLOATS, Case, build, quantised, random_mask, same_bits
 from devices import Ops
 from doors import fake, meta, torch_ops
 from mqa.bench.training import peak_bytes
@@ -290,6 +291,31 @@ def test_no_gradient_of(name: str) -> None:
     assert str(raised.value).splitlines()[0] == f"mqa::attention: {name} has no gradient: detach it"
     with torch.no_grad():
         mqa.attention(**case)
+
+
+@pytest.mark.parametrize("name", ["key", "value"])
+def test_no_gradient_of_a_float8_cache(name: str) -> None:
+    case = quantised(build(), torch.float8_e4m3fn)
+    case[name].requires_grad_()
+    with pytest.raises(NotImplementedError) as raised:
+        mqa.attention_lse(**case)
+    expected = f"mqa::attention_lse: {name} has no gradient: detach it"
+    assert str(raised.value).splitlines()[0] == expected
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpoint_recomputes_the_same_gradients(ops: Ops, use_reentrant: bool) -> None:
+    case = build(T=3, is_causal=True, sinks=torch.randn(6))
+    inputs = leaves(case)
+
+    def attend(*values: Tensor) -> Tensor:
+        return ops.attention(**case.but(**dict(zip(inputs, values, strict=True))))
+
+    expected = torch.autograd.grad(attend(*inputs.values()).square().sum(), list(inputs.values()))
+    out = checkpoint(attend, *inputs.values(), use_reentrant=use_reentrant)
+    out.square().sum().backward()
+    for x, e in zip(inputs.values(), expected, strict=True):
+        assert torch.equal(x.grad, e)
 
 
 APPEND = {

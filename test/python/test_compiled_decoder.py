@@ -82,7 +82,7 @@ def test_a_hundred_steps_are_one_graph_that_copies_no_cache() -> None:
 @torch._dynamo.config.patch(error_on_recompile=True)
 def test_batches_and_prompts_of_any_length_are_one_graph() -> None:
     torch.compiler.reset()
-    model = tiny_decoder(num_kv_heads=1)
+    model = tiny_decoder(num_kv_heads=1, num_layers=1)
     prefill, decode = (
         torch.compile(method, fullgraph=True, dynamic=True, backend="aot_eager")
         for method in (model.prefill, model.decode)
@@ -101,9 +101,9 @@ def test_batches_and_prompts_of_any_length_are_one_graph() -> None:
 
 @pytest.mark.parametrize("lengths", [[0, 3], [3, 4]])
 def test_a_compiled_prefill_refuses_lengths_outside_the_tokens(lengths: list[int]) -> None:
-    model = tiny_decoder()
+    model = tiny_decoder(num_layers=1)
     cache = [x.zero_() for x in model.new_cache(2, 4)]
     prefill = torch.compile(model.prefill, fullgraph=True, backend="aot_eager")
-    with pytest.raises(RuntimeError, match=r"extend: expected lengths in \[1, tokens.size\(1\)\]"):
+    with pytest.raises(RuntimeError, match=r"extend: expected lengths in \[1, T\]"):
         prefill(random_tokens(2, 3), torch.tensor(lengths), cache)
     assert all(same_bits(x, torch.zeros_like(x)) for x in cache)

@@ -13,6 +13,7 @@ from torch import Tensor
 import mqa
 import oracle
 from cases import QUANTISED, Case, build, poisoned, quantised, random_mask, same_bits
+from decoders import random_tokens, tiny_decoder
 from devices import Ops
 from transforms import paged
 
@@ -70,6 +71,34 @@ def test_a_captured_step_replays_at_every_length() -> None:
         graph.replay()
         assert same_bits(out.cpu(), eager.step().cpu()), f"step {step}"
     assert out.isfinite().all()
+
+
+def test_a_captured_decode_step_generates_the_tokens_of_eager_mode() -> None:
+    model = tiny_decoder(num_kv_heads=1).to("cuda")
+    prompts, lengths = random_tokens(3, 5).to("cuda"), torch.tensor([5, 1, 3], device="cuda")
+    caches = [model.new_cache(3, 40) for _ in range(2)]
+    first, *_ = (model.prefill(prompts, lengths, cache).argmax(-1) for cache in caches)
+    token, positions = first.clone(), lengths.clone()
+
+    def step() -> None:
+        token.copy_(model.decode(token, positions, caches[0]).argmax(-1))
+        positions.add_(1)
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()  # first calls allocate
+    side.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    token.copy_(first)
+    positions.copy_(lengths)
+    expected = first
+    for number in range(30):
+        graph.replay()
+        expected = model.decode(expected, lengths + number, caches[1]).argmax(-1)
+        assert torch.equal(token, expected), f"step {number}"
 
 
 @contextmanager

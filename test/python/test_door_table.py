@@ -9,18 +9,23 @@ import subprocess
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import torch
+import torch._inductor.config
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
 from torch.utils._pytree import tree_leaves
 
 import mqa
+from bpe import train
 from decoders import tiny_decoder
-from programs import BUILD_TREE, ROOT
+from programs import BUILD_TREE, ROOT, generate_json
 
 
 class Attention(nn.Module):
@@ -263,14 +268,44 @@ def without_data(row: Row) -> None:
             assert (x.shape, x.stride(), x.dtype) == (e.shape, e.stride(), e.dtype)
 
 
+class All(nn.Module):
+    """The modules of all rows side by side: AOTInductor compiles them in one go."""
+
+    def __init__(self, rows: list[Row]) -> None:
+        super().__init__()
+        self.modules_of_rows = nn.ModuleList(row.module for row in rows)
+
+    def forward(self, inputs: list[list[Tensor]]) -> list[list[Tensor]]:
+        pairs = zip(self.modules_of_rows, inputs, strict=True)
+        return [tree_leaves(module(*x)) for module, x in pairs]
+
+
+# Without: probing for vector ISAs and precompiling headers, which take g++ a minute.
+@torch._inductor.config.patch({"cpp.vec_isa_ok": False, "cpp_cache_precompile_headers": False})
+@cache
+def package() -> Callable[[list[list[Tensor]]], list[list[Tensor]]]:
+    """All rows as one AOTInductor file."""
+    every = list(rows().values())
+    program = torch.export.export(All(every), ([row.fresh_inputs() for row in every],))
+    with TemporaryDirectory() as folder:
+        path = torch._inductor.aoti_compile_and_package(program, package_path=f"{folder}/all.pt2")
+        return torch._inductor.aoti_load_package(path)
+
+
+def aotinductor(row: Row) -> None:
+    types = [type(other.module) for other in rows().values()]
+    inputs = [other.fresh_inputs() for other in rows().values()]
+    outputs, number = package()(inputs), types.index(type(row.module))
+    assert_close([*outputs[number], *inputs[number]], row.results(row.module))
+
+
 def cpp(row: Row) -> None:
-    """The test of the C++ API that calls it."""
+    """The test of the C++ API that calls it, or the program that runs the decoder."""
+    if isinstance(row.module, Decode):
+        return generate_in_cpp()
     test = CPP_TESTS[type(row.module)]
-    done = subprocess.run(
-        [BUILD_TREE / "test" / "mqa_tests", f"--gtest_filter={test}"],
-        capture_output=True,
-        text=True,
-    )
+    command = [BUILD_TREE / "test" / "mqa_tests", f"--gtest_filter={test}"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert "[  PASSED  ] 1 test." in done.stdout, done.stdout + done.stderr
 
 
@@ -282,8 +317,18 @@ CPP_TESTS = {
     Backward: "Api.GradientsFlow",
     EightBit: "Api.PagedEightBitCaches",
     Paged: "Api.PagedEightBitCaches",
-    Decode: "TorchScript.SavedModelsKeepTheirResults",
 }
+
+
+def generate_in_cpp() -> None:
+    tokenizer = train()
+    prompt = "The keeper's light"
+    model = tiny_decoder(vocab_size=tokenizer.get_vocab_size(), num_kv_heads=1)
+    with TemporaryDirectory() as folder:
+        mqa.export_torchscript(model, f"{folder}/model.pt", tokenizer.to_str())
+        result = generate_json(Path(folder, "model.pt"), prompt=prompt, max_new_tokens=5)
+    assert [result["tokens"]] == mqa.generate(model, [tokenizer.encode(prompt).ids], 5)
+
 
 DOORS = {
     "eager": eager,
@@ -291,6 +336,7 @@ DOORS = {
     "autograd": autograd,
     "`torch.compile`": compiled,
     "`torch.export`": exported,
+    "AOTInductor": aotinductor,
     "TorchScript": torchscript,
     "`vmap`": vmap,
     "meta, FakeTensor": without_data,

@@ -120,6 +120,23 @@ def test_compiled_backward() -> None:
         torch.testing.assert_close(a, e)
 
 
+@pytest.mark.parametrize("value_size", [8, 16])
+@pytest.mark.usefixtures("device")
+def test_compiled_append_to_caches_that_share_memory(value_size: int) -> None:
+    """Latent attention: value is the first part of key, or the same."""
+
+    def append(cache: Tensor, new: Tensor, positions: Tensor) -> None:
+        mqa.kv_append(cache, cache[..., :value_size], new, new[..., :value_size], positions)
+
+    torch.compiler.reset()
+    new, positions = torch.randn(2, 1, 3, 16), torch.tensor([0, 1])
+    actual, expected = torch.zeros(2, 2, 1, 4, 16)
+    torch.compile(append, fullgraph=True, backend="aot_eager")(actual, new, positions)
+    append(expected, new, positions)
+    assert torch.equal(actual, expected)
+    assert expected.any()
+
+
 @pytest.mark.usefixtures("device")
 def test_export_with_dynamic_shapes() -> None:
     B, T, S = Dim("B", min=2, max=64), Dim("T", min=2, max=64), Dim("S", min=2, max=4096)
@@ -214,6 +231,14 @@ def test_opcheck_merge() -> None:
     opcheck(torch.ops.mqa.merge.default, (outs, lses))
 
 
+@pytest.mark.usefixtures("device")
+def test_opcheck_append_in_other_layouts() -> None:
+    """Tokens before heads, new rows and caches alike; the caches are part of a larger tensor."""
+    caches = torch.zeros(2, 2, 4, 3, 8)[:, :, 1:].transpose(2, 3).unbind(0)
+    key, value = torch.randn(2, 2, 2, 3, 8).transpose(2, 3).unbind(0)
+    opcheck(torch.ops.mqa.kv_append.default, (*caches, key, value, torch.tensor([0, 1])))
+
+
 @pytest.mark.parametrize("cache", [torch.float32, *QUANTISED])
 @pytest.mark.parametrize("pages", [None, [[2], [0]]])
 @pytest.mark.usefixtures("device")
@@ -230,3 +255,21 @@ def test_opcheck_append(cache: torch.dtype, pages: list[list[int]] | None) -> No
         {"block_table": block_table, **scales},
         test_utils=utilities(cache),
     )
+
+
+# The profiler
+
+
+def test_profiler_shows_ops_and_shapes() -> None:
+    case = build(T=3)
+    shapes = [list(case[name].shape) for name in ("query", "key", "value")]
+    caches = case["key"].clone(), case["value"].clone()
+    new = case["key"][:, :, :2]
+    case["query"].requires_grad_()
+    with torch.profiler.profile(record_shapes=True) as profile:
+        mqa.kv_append(*caches, new, new, torch.tensor([0, 1]))
+        mqa.attention(**case).sum().backward()
+    seen = {event.name: event.input_shapes for event in profile.events()}
+    assert seen["mqa::kv_append"][:4] == [*shapes[1:], list(new.shape), list(new.shape)]
+    assert seen["mqa::attention"][:3] == shapes
+    assert seen["mqa::attention_backward"][4:7] == shapes

@@ -175,7 +175,10 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
 # examples/generate
 
 
-def test_cpp_generates_the_tokens_of_python(compiled: Compiled) -> None:
+def test_cpp_generates_the_tokens_of_python(
+    compiled: Compiled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AOTI_RUNTIME_CHECK_INPUTS", "1")
     result = generate_json(
         compiled.file, prompt=PROMPT, max_new_tokens=40, ignore_eos=True, threads=1
     )

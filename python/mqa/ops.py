@@ -148,7 +148,8 @@ def kv_append(
 ) -> None:
     """Writes new keys and values into their caches, in place.
 
-    Everything is checked before anything is written. Has no gradient.
+    Everything is checked before anything is written. Has no gradient. The caches may share memory
+    if what is written there is the same, as in latent attention.
 
     Args:
         key_cache: [B, H_kv, S, D], or with ``block_table`` a pool [num_pages, H_kv, page_size, D];

@@ -60,11 +60,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--text", type=Path, help="a file to learn, not the King James Bible")
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--log-every", type=int, default=20, help="steps between logged losses")
     parser.add_argument("--batch", type=int, default=16, help="sequences in a step")
     parser.add_argument("--context", type=int, default=128, help="bytes in a sequence")
-    parser.add_argument("--learning-rate", type=float, default=2e-3, help="at its peak")
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="at its peak")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--heads", type=int, default=6)

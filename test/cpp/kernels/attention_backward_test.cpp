@@ -43,7 +43,7 @@ TEST_P(AttentionBackward, EqualsTheFormulaForLargeSizes) {
   const Shape shapes[] = {
       {.B = 2, .G = 16, .T = 30, .S = 30},                // MQA training
       {.H_kv = 3, .G = 3, .T = 100, .S = 100},            // GQA
-      {.H_kv = 33, .T = 130, .S = 130},                   // MHA
+      {.H_kv = 33, .G = 26, .T = 10, .S = 10},            // many heads
       {.G = 8, .T = 40, .S = 330, .D = 128, .D_v = 128},  // a later part of a sequence
       {.G = 16, .T = 2, .S = 515, .D = 192, .D_v = 128},  // D_v != D
       {.G = 4, .S = 600, .D = 256, .D_v = 256},

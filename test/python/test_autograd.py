@@ -179,6 +179,18 @@ def test_hidden_keys_leave_no_trace(ops: Ops, dtype: torch.dtype, bad: float, hi
             assert not a[:, :, 2].any()
 
 
+def test_caches_without_query_heads_get_zeros() -> None:
+    query = torch.zeros(1, 0, 3, 8, requires_grad=True)
+    key, value = torch.randn(2, 1, 2, 4, 8).requires_grad_()
+    torch.use_deterministic_algorithms(True)  # which fills new memory with NaN
+    try:
+        grads = torch.autograd.grad(mqa.attention(query, key, value).sum(), (key, value))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for grad in grads:
+        assert torch.equal(grad, torch.zeros(1, 2, 4, 8))
+
+
 WRONG_INPUTS = {
     "grad_out": (
         {"grad_out": torch.zeros(2, 6, 1, 15)},

@@ -7,7 +7,6 @@
 #include "backward.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "../formats.h"
 #include "backward_tile.h"
@@ -167,7 +166,7 @@ int64_t backward_workspace(const BackwardParams& p) {
 }
 
 void attention_backward(const BackwardParams& p, const Threads& threads) {
-  if (p.B == 0 || p.H_q == 0) return;
+  if (p.B == 0) return;
   p.dtype == DType::kFloat64 ? run<double>(p, threads) : run<float>(p, threads);
 }
 

@@ -22,6 +22,21 @@ struct RowGroups {
   KeyRange span;  // whole tiles of keys around it
 };
 
+inline int64_t token_of(const AttentionParams& p, const RowTile& tile, int64_t row) {
+  return (tile.first_row + std::min(row, tile.rows - 1)) / (p.H_q / p.H_kv);
+}
+
+// `keys` lie in one chunk; spans are multiples of `span_keys`.
+inline RowGroups see(const AttentionParams& p, const RowTile& tile, KeyRange keys, int64_t first,
+                     int64_t count, int64_t span_keys) {
+  const int64_t chunk = chunk_start(keys);
+  const KeyRange seen =
+      intersect(keys, visible_keys(p, tile.batch, token_of(p, tile, first * kGroupRows),
+                                   token_of(p, tile, (first + count) * kGroupRows - 1)));
+  const KeyRange here{seen.begin - chunk, seen.end - chunk};
+  return {first, count, here, whole_tiles(here, span_keys)};
+}
+
 // Hands out consecutive pieces of memory, each on its own cache line.
 class Pieces {
  public:
@@ -87,15 +102,10 @@ class Attend {
     return {partial_.out + row * padded(p_.D_v), partial_.max + row, partial_.sum + row};
   }
 
-  int64_t token(int64_t row) const {
-    return (tile_.first_row + std::min(row, tile_.rows - 1)) / (p_.H_q / p_.H_kv);
-  }
+  int64_t token(int64_t row) const { return token_of(p_, tile_, row); }
 
   RowGroups see(int64_t first, int64_t count) const {
-    const KeyRange seen = intersect(keys_, visible_keys(p_, tile_.batch, token(first * kGroupRows),
-                                                        token((first + count) * kGroupRows - 1)));
-    const KeyRange here{seen.begin - chunk_, seen.end - chunk_};
-    return {first, count, here, whole_tiles(here, Engine::kSpanKeys)};
+    return cpu::see(p_, tile_, keys_, first, count, Engine::kSpanKeys);
   }
 
   RowGroups see_together(int64_t first) const {

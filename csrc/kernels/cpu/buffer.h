@@ -10,7 +10,7 @@ namespace mqa::kernels::cpu {
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// A growing, cache-line-aligned buffer that each thread keeps from call to call.
+// A growing, cache-line-aligned buffer; threads keep one from call to call.
 class Buffer {
  public:
   char* reserve(int64_t bytes) {

@@ -107,7 +107,8 @@ class Differentiate {
     Sums::pack_queries(grad_call_, tile_, grad_out_);
     sums_.pack();
     find_row_sums();
-    const KeyRange seen = visible_keys(p_, tile_.batch, token(0), token(tile_.rows - 1));
+    const KeyRange seen =
+        visible_keys(p_, tile_.batch, token_of(p_, tile_, 0), token_of(p_, tile_, tile_.rows - 1));
     for (int64_t key = seen.begin; key < seen.end; key = chunk_ + kChunkKeys) {
       const KeyRange rest{key, seen.end};
       chunk_ = chunk_start(rest);
@@ -118,10 +119,6 @@ class Differentiate {
 
  private:
   static constexpr int64_t kGroupScores = kChunkKeys * kGroupRows;
-
-  int64_t token(int64_t row) const {
-    return (tile_.first_row + std::min(row, tile_.rows - 1)) / (p_.H_q / p_.H_kv);
-  }
 
   // z, and what scores in units of ln 2 are set against.
   void find_row_sums() {
@@ -159,12 +156,8 @@ class Differentiate {
     const int64_t groups = (tile_.rows + kGroupRows - 1) / kGroupRows;
     for (int64_t first = 0; first < groups; first += Engine::kGroups) {
       const int64_t count = std::min<int64_t>(Engine::kGroups, groups - first);
-      const KeyRange keys =
-          intersect(work.keys, visible_keys(p_, tile_.batch, token(first * kGroupRows),
-                                            token((first + count) * kGroupRows - 1)));
-      const KeyRange seen{keys.begin - chunk_, std::max(keys.begin, keys.end) - chunk_};
-      const RowGroups some{first, count, seen, whole_tiles(seen, Engine::kSpanKeys)};
-      if (!seen.empty()) score(some, scores, grads);
+      const RowGroups some = see(p_, tile_, work.keys, first, count, Engine::kSpanKeys);
+      if (!some.seen.empty()) score(some, scores, grads);
       sums_.add(some, scores, grads,
                 [&](int64_t g, int64_t j, int lane, Vector<Acc>& weight, Vector<Acc>& d_score) {
                   const int64_t at = j * kGroupRows + lane, row = (first + g) * kGroupRows + lane;

@@ -1,4 +1,4 @@
-"""Causal attention forward and backward, as in training: time and memory against PyTorch's."""
+"""Attention forward and backward, as in training: time and memory against PyTorch's."""
 
 from __future__ import annotations
 

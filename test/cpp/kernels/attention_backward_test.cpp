@@ -2,7 +2,6 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <random>
 
 #include "attention_call.h"
 #include "attention_cases.h"
@@ -10,17 +9,6 @@
 
 namespace mqa::kernels {
 namespace {
-
-OutGrads random_grads(const Problem& problem, unsigned seed) {
-  const Shape& s = problem.shape;
-  const int64_t rows = s.B * s.H_q() * s.T;
-  std::mt19937 random(seed);
-  std::normal_distribution<double> normal;
-  OutGrads grads{{problem.format.query, rows * s.D_v}, {problem.accumulator(), rows}};
-  for (int64_t i = 0; i < rows * s.D_v; ++i) grads.out.set(i, normal(random));
-  for (int64_t i = 0; i < rows; ++i) grads.lse.set(i, normal(random));
-  return grads;
-}
 
 class AttentionBackward : public AttentionTest {
  protected:
@@ -83,7 +71,6 @@ TEST_P(AttentionBackward, HasTheSameBitsForEveryThreadCount) {
       expect_same_bits(other.query, serial.query);
       expect_same_bits(other.key, serial.key);
       expect_same_bits(other.value, serial.value);
-
       expect_same_bits(other.mask, serial.mask);
     }
     if (HasFailure()) return;

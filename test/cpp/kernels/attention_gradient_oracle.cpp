@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <random>
 
 namespace mqa::kernels {
 namespace {
@@ -11,6 +12,17 @@ namespace {
 constexpr double kSmallestFloat16 = 0x1p-24;  // subnormals are this far apart
 
 }  // namespace
+
+OutGrads random_grads(const Problem& problem, unsigned seed) {
+  const Shape& s = problem.shape;
+  const int64_t rows = s.B * s.H_q() * s.T;
+  std::mt19937 random(seed);
+  std::normal_distribution<double> normal;
+  OutGrads grads{{problem.format.query, rows * s.D_v}, {problem.accumulator(), rows}};
+  for (int64_t i = 0; i < rows * s.D_v; ++i) grads.out.set(i, normal(random));
+  for (int64_t i = 0; i < rows; ++i) grads.lse.set(i, normal(random));
+  return grads;
+}
 
 // Adds left * right, where left is rounded, independently of all other roundings.
 void GradientFormula::add(double left, double left_error, double right, Sum& sum) const {
@@ -53,38 +65,14 @@ void GradientFormula::differentiate(int64_t b, int64_t h, int64_t t) {
   const Options& o = problem_.options;
   const int64_t r = problem_.row(b, h, t);
   const double u = unit_roundoff(problem_.accumulator());
-  struct Key {
-    int64_t slot, mask;
-    double score, slope, p, dp, dp_noise;
+  struct Key : RowScores::Key {
+    double p = 0, dp = 0, dp_noise = 0;
   };
+  const auto [seen, largest_score, noise] = scores_of_row(problem_, key_, b, h, t);
   std::vector<Key> keys;
-  double largest = o.has_sinks ? problem_.sinks[h] : -INFINITY, largest_score = 0, noise = 0;
-  for (int64_t j = 0; j < problem_.seq_lens[b]; ++j) {
-    if (!problem_.sees(b, h, t, j)) continue;
-    Key key{problem_.slot(b, h / s.G, j), 0, 0, 1, 0, 0, 0};
-    double squares = 0;
-    for (int64_t d = 0; d < s.D; ++d) {
-      const double product = problem_.query[r * s.D + d] * key_[key.slot * s.D + d];
-      key.score += product;
-      squares += product * product;
-    }
-    key.score *= o.scale;
-    largest_score = std::max(largest_score, std::abs(key.score));
-    noise = std::max(noise, std::abs(o.scale) * std::sqrt(squares));
-    if (o.softcap > 0) {
-      const double capped = std::tanh(key.score / o.softcap);
-      key.score = o.softcap * capped;
-      key.slope = 1 - capped * capped;
-    }
-    if (o.has_alibi) {
-      const double distance = std::abs(problem_.seq_lens[b] - s.T + t - j);
-      key.score -= problem_.alibi_slopes[b * s.H_q() + h] * distance;
-    }
-    if (o.mask != MaskKind::kNone && o.mask != MaskKind::kBool) {
-      key.mask = problem_.mask_index(b, h, t, j);
-      key.score += problem_.mask[key.mask];
-    }
-    largest_score = std::max(largest_score, std::abs(key.score));
+  double largest = o.has_sinks ? problem_.sinks[h] : -INFINITY;
+  for (const RowScores::Key& scored : seen) {
+    Key key{scored};
     largest = std::max(largest, key.score);
     for (int64_t d = 0; d < s.D_v; ++d) {
       const double product = grads_.out[r * s.D_v + d] * value_[key.slot * s.D_v + d];

@@ -9,6 +9,9 @@
 
 namespace mqa::kernels {
 
+// Normally distributed.
+OutGrads random_grads(const Problem& problem, unsigned seed);
+
 class GradientFormula {
  public:
   GradientFormula(const Problem& problem, const OutGrads& grads, WeightRounding rounding);

@@ -35,6 +35,44 @@ std::vector<double> dequantised(const Problem& p, const Numbers& codes, const Nu
   return x;
 }
 
+RowScores scores_of_row(const Problem& problem, const std::vector<double>& keys, int64_t b,
+                        int64_t h, int64_t t) {
+  const Shape& s = problem.shape;
+  const Options& o = problem.options;
+  std::vector<double> query(s.D);
+  for (int64_t d = 0; d < s.D; ++d) query[d] = problem.query[problem.row(b, h, t) * s.D + d];
+  RowScores scores;
+  for (int64_t j = 0; j < problem.seq_lens[b]; ++j) {
+    if (!problem.sees(b, h, t, j)) continue;
+    RowScores::Key key{problem.slot(b, h / s.G, j), 0, 0, 1};
+    double squares = 0;
+    for (int64_t d = 0; d < s.D; ++d) {
+      const double product = query[d] * keys[key.slot * s.D + d];
+      key.score += product;
+      squares += product * product;
+    }
+    key.score *= o.scale;
+    scores.largest_score = std::max(scores.largest_score, std::abs(key.score));
+    scores.noise = std::max(scores.noise, std::abs(o.scale) * std::sqrt(squares));
+    if (o.softcap > 0) {
+      const double capped = std::tanh(key.score / o.softcap);
+      key.score = o.softcap * capped;
+      key.slope = 1 - capped * capped;
+    }
+    if (o.has_alibi) {
+      const double distance = std::abs(problem.seq_lens[b] - s.T + t - j);
+      key.score -= problem.alibi_slopes[b * s.H_q() + h] * distance;
+    }
+    if (o.mask != MaskKind::kNone && o.mask != MaskKind::kBool) {
+      key.mask = problem.mask_index(b, h, t, j);
+      key.score += problem.mask[key.mask];
+    }
+    scores.largest_score = std::max(scores.largest_score, std::abs(key.score));
+    scores.keys.push_back(key);
+  }
+  return scores;
+}
+
 double unit_roundoff(DType dtype) {
   switch (dtype) {
     case DType::kFloat64:
@@ -50,7 +88,6 @@ double unit_roundoff(DType dtype) {
 
 Formula::Formula(const Problem& problem)
     : problem_(problem),
-      query_(numbers(problem.query)),
       key_(dequantised(problem, problem.key, problem.key_scales, problem.shape.D)),
       value_(dequantised(problem, problem.value, problem.value_scales, problem.shape.D_v)),
       rows_(problem.shape.B * problem.shape.H_q() * problem.shape.T),
@@ -65,36 +102,15 @@ Formula::Formula(const Problem& problem)
 
 void Formula::attend(int64_t b, int64_t h, int64_t t) {
   const Shape& s = problem_.shape;
-  const Options& o = problem_.options;
   const int64_t r = problem_.row(b, h, t);
-  const double* query = query_.data() + r * s.D;
-  const double sink = o.has_sinks ? problem_.sinks[h] : -INFINITY;
-  Row row{-INFINITY, 0, 0, 0};
-  std::vector<std::pair<int64_t, double>> scores;  // of slots
+  const double sink = problem_.options.has_sinks ? problem_.sinks[h] : -INFINITY;
+  const RowScores scores_of = scores_of_row(problem_, key_, b, h, t);
+  Row row{-INFINITY, scores_of.largest_score, scores_of.noise, 0};
   double largest = sink;
-  for (int64_t j = 0; j < problem_.seq_lens[b]; ++j) {
-    if (!problem_.sees(b, h, t, j)) continue;
-    const int64_t slot = problem_.slot(b, h / s.G, j);
-    double score = 0, squares = 0;
-    for (int64_t d = 0; d < s.D; ++d) {
-      const double product = query[d] * key_[slot * s.D + d];
-      score += product;
-      squares += product * product;
-    }
-    score *= o.scale;
-    row.largest_score = std::max(row.largest_score, std::abs(score));
-    row.score_noise = std::max(row.score_noise, std::abs(o.scale) * std::sqrt(squares));
-    if (o.softcap > 0) score = o.softcap * std::tanh(score / o.softcap);
-    if (o.has_alibi) {
-      const double distance = std::abs(problem_.seq_lens[b] - s.T + t - j);
-      score -= problem_.alibi_slopes[b * s.H_q() + h] * distance;
-    }
-    if (o.mask != MaskKind::kNone && o.mask != MaskKind::kBool) {
-      score += problem_.mask[problem_.mask_index(b, h, t, j)];
-    }
-    row.largest_score = std::max(row.largest_score, std::abs(score));
-    largest = std::max(largest, score);
-    scores.emplace_back(slot, score);
+  std::vector<std::pair<int64_t, double>> scores;  // of slots
+  for (const RowScores::Key& key : scores_of.keys) {
+    largest = std::max(largest, key.score);
+    scores.emplace_back(key.slot, key.score);
   }
   if (largest > -INFINITY) {
     long double sum = std::exp(sink - largest);  // float64 results are compared with it, too

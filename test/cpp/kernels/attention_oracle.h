@@ -15,6 +15,20 @@ double unit_roundoff(DType dtype);
 std::vector<double> dequantised(const Problem& problem, const Numbers& codes, const Numbers& scales,
                                 int64_t width);
 
+// The keys that a row sees and their scores, which all have been through the options.
+struct RowScores {
+  struct Key {
+    int64_t slot, mask;  // its index in the caches and, where there is one, the mask
+    double score;
+    double slope;  // of softcap
+  };
+  std::vector<Key> keys;
+  double largest_score = 0;  // |s_j|
+  double noise = 0;          // max |scale| sqrt(sum_d (q_d k_jd)^2)
+};
+RowScores scores_of_row(const Problem& problem, const std::vector<double>& key, int64_t b,
+                        int64_t h, int64_t t);
+
 // How a kernel rounds weights before it multiplies values by them; nothing where they stay in the
 // accumulator's format.
 struct WeightRounding {
@@ -52,7 +66,7 @@ class Formula {
   double tolerance(const Row& row, const Element& element, WeightRounding rounding) const;
 
   const Problem& problem_;
-  std::vector<double> query_, key_, value_;  // dequantised
+  std::vector<double> key_, value_;  // dequantised
   std::vector<Row> rows_;
   std::vector<Element> elements_;
 };

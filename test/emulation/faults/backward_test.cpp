@@ -3,8 +3,6 @@
 
 #include <gtest/gtest.h>
 
-#include <random>
-
 #include "emulation.h"
 #include "kernels/attention_gradient_oracle.h"
 #include "kernels/cuda/launch_backward.cuh"
@@ -76,13 +74,7 @@ void check_all() {
   for (const Case& c : cases) {
     SCOPED_TRACE(testing::Message() << c);
     const Problem problem(c, /*seed=*/9);
-    const Shape& s = c.shape;
-    const int64_t rows = s.B * s.H_q() * s.T;
-    OutGrads grads{{format.query, rows * s.D_v}, {DType::kFloat32, rows}};
-    std::mt19937 random(1);
-    std::normal_distribution<double> normal;
-    for (int64_t i = 0; i < grads.out.size(); ++i) grads.out.set(i, normal(random));
-    for (int64_t i = 0; i < rows; ++i) grads.lse.set(i, normal(random));
+    const OutGrads grads = random_grads(problem, /*seed=*/1);
     GradientFormula(problem, grads, {.relative = unit_roundoff(DType::kBFloat16)})
         .expect_close(differentiate(problem, grads));
     if (testing::Test::HasFailure()) return;

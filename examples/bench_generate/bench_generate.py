@@ -31,6 +31,7 @@ from engine import (
 )
 from llama_engine import LlamaEngine
 from random_decoder import KV_HEADS, billion_config, random_decoder
+from reference import load_tokenizer
 from report import describe_machine
 from results import OURS, ContextResult, Results, VariantResult, format_results, write_json
 from results_plot import draw
@@ -87,7 +88,7 @@ def parse_arguments() -> argparse.Namespace:
 def measure_smollm2(arguments: argparse.Namespace) -> list[ContextResult]:
     """All engines at each context."""
     gguf = smollm2.install(MODEL_FOLDER)
-    passage = smollm2.load_tokenizer(gguf).encode(PASSAGE.read_text(encoding="utf-8")).ids
+    passage = load_tokenizer(gguf).encode(PASSAGE.read_text(encoding="utf-8")).ids
     model = mqa.load_gguf(gguf, torch.bfloat16)
     missing: dict[str, str] = {}
     engines: dict[str, Engine] = {}

@@ -36,11 +36,11 @@ def check_runs(
         expected = reference if variant.name in EXACT else next(iter(engines.values()))[0].tokens
         for engine, repetitions in engines.items():
             for run in repetitions:
-                _check_equal(f"tokens of {variant.name} by {engine}", run.tokens, expected)
+                check_equal(f"tokens of {variant.name} by {engine}", run.tokens, expected)
                 if isinstance(run, CppRun):
                     slots = len(prompt) + len(run.tokens) - 1
-                    _check_equal("tokens of the prompt by the C++ program", run.prompt, prompt)
-                    _check_equal(
+                    check_equal("tokens of the prompt by the C++ program", run.prompt, prompt)
+                    check_equal(
                         f"bytes of {variant.name}'s cache",
                         run.cache_bytes,
                         variant.cache_bytes(slots),
@@ -54,6 +54,7 @@ def check_runs(
     ]
 
 
-def _check_equal(what: str, got: object, expected: object) -> None:
+def check_equal(what: str, got: object, expected: object) -> None:
+    """Raises a CheckError unless `got` is `expected`."""
     if got != expected:
         raise CheckError(f"{what}: expected {expected}, got {got}")

@@ -19,19 +19,19 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Run:
-    """One greedy generation: its new tokens, and its speed in tokens per second."""
+    """One greedy generation: its new tokens, its speed in tokens per second, its cache."""
 
     tokens: list[int]
     prefill: float
     decode: float
+    cache_bytes: int
 
 
 @dataclass(frozen=True)
 class CppRun(Run):
-    """What the C++ program reports besides: the tokens of the prompt and the size of its cache."""
+    """What the C++ program reports besides: the tokens of the prompt."""
 
     prompt: list[int]
-    cache_bytes: int
 
 
 def cpp_command(program: Path, model: Path, prompt_file: Path, num_tokens: int) -> list[str]:
@@ -60,7 +60,7 @@ def run_cpp(command: list[str]) -> CppRun:
 @torch.inference_mode()
 def run_python(model: Decoder, prompt: list[int], num_tokens: int) -> Run:
     """The same generation by the decoder in Python."""
-    cache = model.new_cache(1, len(prompt) + num_tokens)
+    cache = model.new_cache(1, len(prompt) + num_tokens - 1)
     start = time.perf_counter()
     logits = model.prefill(torch.tensor([prompt]), torch.tensor([len(prompt)]), cache)
     prefill_seconds = time.perf_counter() - start
@@ -71,7 +71,12 @@ def run_python(model: Decoder, prompt: list[int], num_tokens: int) -> Run:
         logits = model.decode(torch.tensor(tokens[-1:]), torch.tensor([position]), cache)
         tokens.append(int(logits.argmax()))
     decode_seconds = time.perf_counter() - start
-    return Run(tokens, len(prompt) / prefill_seconds, (num_tokens - 1) / decode_seconds)
+    return Run(
+        tokens,
+        len(prompt) / prefill_seconds,
+        (num_tokens - 1) / decode_seconds,
+        sum(tensor.nbytes for tensor in cache),
+    )
 
 
 @torch.inference_mode()

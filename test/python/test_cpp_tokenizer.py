@@ -13,7 +13,8 @@ from tokenizers import Tokenizer, models, processors
 
 from bpe import ALPHABET, BYTES_ONLY, CORPUS, PRE_TOKENIZERS, SPECIAL_TOKENS, train
 from programs import ROOT, program, refusal
-from smollm2 import install, load_tokenizer
+from reference import load_tokenizer
+from smollm2 import install
 
 TEXTS = [
     "",

@@ -34,7 +34,7 @@ def runs(variants: list[Variant]) -> Runs:
     result: Runs = {}
     for variant in variants:
         run = run_python(variant.model, PROMPT, num_tokens=4)
-        cpp = CppRun(run.tokens, 1.0, 1.0, PROMPT, variant.cache_bytes(len(PROMPT) + 3))
+        cpp = CppRun(run.tokens, 1.0, 1.0, variant.cache_bytes(len(PROMPT) + 3), PROMPT)
         result[variant.name, "C++"] = [cpp, cpp]
         result[variant.name, "Python"] = [run, run]
     return result

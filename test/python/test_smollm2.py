@@ -4,13 +4,14 @@ import torch
 
 import mqa
 from programs import ROOT
-from smollm2 import generate_with_transformers, install, load_tokenizer
+from reference import load_tokenizer, load_transformers, run_transformers
+from smollm2 import install
 
 
 def test_greedy_tokens_are_those_of_transformers() -> None:
     gguf = install(ROOT / "build/demo/smollm2")
     prompt = load_tokenizer(gguf).encode("The lighthouse keeper climbed the stairs every").ids
-    expected = generate_with_transformers(gguf, prompt, 64)
+    expected = run_transformers(load_transformers(gguf), prompt, 64).tokens
     trained = mqa.load_gguf(gguf)
     for model in (trained, mqa.convert(trained, num_kv_heads=9)):
         for impl in ("mqa", "torch"):

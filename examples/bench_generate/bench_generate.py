@@ -35,7 +35,7 @@ from reference import load_tokenizer
 from report import describe_machine
 from results import OURS, ContextResult, Results, VariantResult, format_results, write_json
 from results_plot import draw
-from transformers_engine import TransformersEngine, load_gguf
+from transformers_engine import TransformersEngine, load_gguf, static_cache
 
 ROOT = Path(__file__).resolve().parents[2]
 PASSAGE = ROOT / "examples/demo/passage.txt"
@@ -112,18 +112,18 @@ def engine_makers(
     model: mqa.Decoder, gguf: Path, arguments: argparse.Namespace
 ) -> dict[str, Callable[[], Engine]]:
     """How to make each engine, by the name that it has in the table."""
-
-    def transformers(attn_implementation: str, compiled: bool = False) -> Engine:
-        peer = load_gguf(gguf, torch.bfloat16, attn_implementation)
-        return TransformersEngine(peer, compiled)
-
+    peer = load_gguf(gguf, torch.bfloat16)
     capacity = max(arguments.contexts) + MOST_TOKENS
     return {
         OURS: lambda: DecoderEngine(model),
         "mqa, compiled": lambda: DecoderEngine(model, compiled=True),
-        "transformers, eager, sdpa": lambda: transformers("sdpa"),
-        "transformers, eager, eager attention": lambda: transformers("eager"),
-        "transformers, static cache, compiled": lambda: transformers("sdpa", compiled=True),
+        "transformers, eager, sdpa": lambda: TransformersEngine(peer),
+        "transformers, eager, eager attention": lambda: TransformersEngine(
+            peer, attn_implementation="eager"
+        ),
+        "transformers, static cache, compiled": lambda: TransformersEngine(
+            peer, compiled=True, new_cache=static_cache
+        ),
         "llama.cpp, Q4_1": lambda: LlamaEngine(
             arguments.llama_python, gguf, arguments.threads, capacity
         ),

@@ -21,7 +21,7 @@ from llama_engine import LlamaEngine
 from random_decoder import KV_HEADS, billion_config, random_decoder
 from results import OURS, ContextResult, Results, VariantResult, format_results, write_json
 from results_plot import draw
-from transformers_engine import TransformersEngine
+from transformers_engine import TransformersEngine, dynamic_cache, static_cache
 
 CONTEXT = [5, 17, 60, 2, 33, 8, 71]
 
@@ -86,7 +86,9 @@ def test_transformers_generates_behind_its_context_and_forgets_it_again(
     model = tiny_llama()
     prompt = torch.tensor([[*CONTEXT, 0]])
     expected = model.generate(prompt, max_new_tokens=9, do_sample=False, eos_token_id=None)
-    engine = TransformersEngine(model, compiled)
+    engine = TransformersEngine(
+        model, compiled, new_cache=static_cache if compiled else dynamic_cache
+    )
     engine.prefill(CONTEXT)
     runs = [engine.decode(9), engine.decode(9)]
     assert [run.tokens for run in runs] == 2 * [expected[0, len(CONTEXT) + 1 :].tolist()]

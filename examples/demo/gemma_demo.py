@@ -1,7 +1,7 @@
 """Gemma 3 270M, whose four query heads share one KV head as trained.
 
-The same continuation of a prompt that is longer than the windows of the model: by `transformers` with
-its own attention and with that of mqa, and by the reference decoder in Python and in C++.
+The same continuation of a prompt that is longer than the windows of the model: by `transformers`
+with its own attention and with that of mqa, by the reference decoder in Python and in C++.
 """
 
 from collections.abc import Callable

@@ -1,0 +1,67 @@
+"""Blocks of tokens whose logits have exactly the bits of single steps."""
+
+import torch
+from torch import Tensor
+
+from mqa.decoder import Decoder
+from mqa.projection import Linear
+
+
+@torch.no_grad()
+def with_exact_blocks(model: Decoder, num_tokens: int) -> Decoder:
+    """A decoder for blocks of up to `num_tokens` tokens that gives them the bits of single steps.
+
+    Attention always does. Matrix products may depend on how many rows there are: that is the
+    machine's and the dtype's affair, so it is tried out, with one sequence. Where they do, as in
+    float32, the returned decoder multiplies row by row, which is exact but no faster than steps.
+
+    Args:
+        model: a decoder with `attention_impl="mqa"`.
+        num_tokens: the most tokens that a block will have, those of all sequences together.
+
+    Returns:
+        `model` itself, or a decoder that shares its weights. Use it on the caches of `model`.
+
+    Raises:
+        ValueError: the model uses another attention, or `num_tokens` is out of range.
+        RuntimeError: on this machine no block of this model has the bits of single steps.
+    """
+    if model.config.attention_impl != "mqa":
+        raise ValueError(
+            "with_exact_blocks: expected a model with attention_impl 'mqa', "
+            f"got {model.config.attention_impl!r}"
+        )
+    if not 1 <= num_tokens <= model.max_position:
+        raise ValueError(
+            f"with_exact_blocks: expected num_tokens in [1, {model.max_position}] "
+            f"(max_position), got {num_tokens}"
+        )
+    if _is_exact(model, model, num_tokens):
+        return model
+    row_by_row = Decoder.from_weights(model.config, model.state_dict())
+    for module in row_by_row.modules():
+        if isinstance(module, Linear | Decoder):
+            module.row_by_row = True
+    if not _is_exact(row_by_row, model, num_tokens):
+        raise RuntimeError(
+            f"with_exact_blocks: blocks of {num_tokens} tokens differ from single steps in bits"
+        )
+    return row_by_row
+
+
+def _is_exact(blocks: Decoder, steps: Decoder, num_tokens: int) -> bool:
+    """Whether blocks of every size up to `num_tokens` have the bits of single steps."""
+    tokens = torch.arange(num_tokens, device=steps.embed_tokens.weight.device)[None]
+    tokens = tokens % steps.config.vocab_size
+    single = torch.cat(_in_pieces(steps, tokens, 1), 1)
+    return all(
+        torch.equal(_in_pieces(blocks, tokens, size)[0], single[:, :size])
+        for size in range(2, num_tokens + 1)
+    )
+
+
+def _in_pieces(model: Decoder, tokens: Tensor, size: int) -> list[Tensor]:
+    cache = model.new_cache(1, tokens.size(1))
+    start = torch.zeros(1, dtype=torch.int64, device=tokens.device)
+    pieces = tokens.split(size, 1)
+    return [model(piece, start + i * size, cache) for i, piece in enumerate(pieces)]

@@ -1,7 +1,6 @@
 """Blocks of tokens whose logits have exactly the bits of single steps."""
 
 import torch
-from torch import Tensor
 
 from mqa.decoder import Decoder
 from mqa.projection import Linear
@@ -9,11 +8,12 @@ from mqa.projection import Linear
 
 @torch.no_grad()
 def with_exact_blocks(model: Decoder, num_tokens: int) -> Decoder:
-    """A decoder for blocks of up to `num_tokens` tokens that gives them the bits of single steps.
+    """A decoder that gives blocks of up to `num_tokens` tokens the bits of single steps.
 
-    Attention always does. Matrix products may depend on how many rows there are: that is the
-    machine's and the dtype's affair, so it is tried out, with one sequence. Where they do, as in
-    float32, the returned decoder multiplies row by row, which is exact but no faster than steps.
+    That is, of `decode` for each token and sequence alone. Attention always has these bits. Those
+    of matrix products may depend on how many rows there are, which is the machine's and the dtype's
+    affair, so it is tried out. Where they do, as in float32, the returned decoder multiplies row by
+    row: exact, but no faster than steps.
 
     Args:
         model: a decoder with `attention_impl="mqa"`.
@@ -51,17 +51,12 @@ def with_exact_blocks(model: Decoder, num_tokens: int) -> Decoder:
 
 def _is_exact(blocks: Decoder, steps: Decoder, num_tokens: int) -> bool:
     """Whether blocks of every size up to `num_tokens` have the bits of single steps."""
-    tokens = torch.arange(num_tokens, device=steps.embed_tokens.weight.device)[None]
-    tokens = tokens % steps.config.vocab_size
-    single = torch.cat(_in_pieces(steps, tokens, 1), 1)
+    device = steps.embed_tokens.weight.device
+    tokens = torch.arange(num_tokens, device=device)[None] % steps.config.vocab_size
+    start = torch.zeros(1, dtype=torch.int64, device=device)
+    cache = steps.new_cache(1, num_tokens)
+    single = [steps(tokens[:, t : t + 1], start + t, cache) for t in range(num_tokens)]
     return all(
-        torch.equal(_in_pieces(blocks, tokens, size)[0], single[:, :size])
+        torch.equal(blocks(tokens[:, :size], start, cache), torch.cat(single[:size], 1))
         for size in range(2, num_tokens + 1)
     )
-
-
-def _in_pieces(model: Decoder, tokens: Tensor, size: int) -> list[Tensor]:
-    cache = model.new_cache(1, tokens.size(1))
-    start = torch.zeros(1, dtype=torch.int64, device=tokens.device)
-    pieces = tokens.split(size, 1)
-    return [model(piece, start + i * size, cache) for i, piece in enumerate(pieces)]

@@ -25,5 +25,5 @@ def test_logits_and_greedy_tokens_are_those_of_transformers(name: str, tmp_path:
         assert_close(all_logits(ours, tokens), expected, atol=3e-4, rtol=1e-4)
         assert_close(ours.sequence_logits(tokens), expected, atol=3e-4, rtol=1e-4)
     prompt = tokens[:1, :13]
-    continued = theirs.generate(prompt, max_new_tokens=30, do_sample=False, eos_token_id=None)
-    assert mqa.generate(model, prompt.tolist(), 30, stop_tokens=()) == continued[:, 13:].tolist()
+    continued = theirs.generate(prompt, max_new_tokens=12, do_sample=False, eos_token_id=None)
+    assert mqa.generate(model, prompt.tolist(), 12, stop_tokens=()) == continued[:, 13:].tolist()

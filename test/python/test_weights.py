@@ -136,11 +136,17 @@ def truncate(path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"without": ("layers.1.mlp.up_proj.weight",)}, "1 tensors are missing.*blk.1.ffn_up.weight"),
+        (
+            {"without": ("layers.1.mlp.up_proj.weight",)},
+            "1 tensors are missing.*blk.1.ffn_up.weight",
+        ),
         ({"without": ("embed_tokens.weight",)}, "has no tensor token_embd.weight"),
         ({"extra": ("blk.0.attn_q.bias",)}, "expected no tensor blk.0.attn_q.bias"),
         ({"extra": ("rope_freqs.weight",)}, "expected no tensor rope_freqs.weight"),
-        ({"metadata": {"llama.expert_count": 8}}, "expected a llama model as Decoder .*, got expert_count = 8"),
+        (
+            {"metadata": {"llama.expert_count": 8}},
+            "expected a llama model as Decoder .*, got expert_count = 8",
+        ),
         ({"metadata": {"llama.rope.scaling.type": "yarn"}}, "rope.scaling.type = 'yarn'"),
         ({"metadata": {"llama.rope.dimension_count": 8}}, "rope.dimension_count to be 16, got 8"),
         (
@@ -323,7 +329,10 @@ def test_configurations_of_other_models_are_refused(
     [
         ({"norm.weight": None}, "1 tensors are missing, the first is norm.weight"),
         ({"norm.weight": torch.ones(47)}, r"expected norm.weight of shape \[48\], got \[47\]"),
-        ({"layers.0.self_attn.q_proj.bias": torch.ones(48)}, "expected no tensor layers.0.self_attn.q_proj.bias"),
+        (
+            {"layers.0.self_attn.q_proj.bias": torch.ones(48)},
+            "expected no tensor layers.0.self_attn.q_proj.bias",
+        ),
     ],
 )
 def test_wrong_tensors_are_refused(

@@ -9,8 +9,9 @@ import mqa
 from decoders import ARCHITECTURES, random_tokens, tiny_decoder
 
 
-@pytest.mark.parametrize("cache_dtype", ["auto", "int8"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "cache_dtype"), [(torch.float32, "int8"), (torch.bfloat16, "auto")]
+)
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_blocks_have_the_bits_of_steps(name: str, dtype: torch.dtype, cache_dtype: str) -> None:
     model = tiny_decoder(**ARCHITECTURES[name]).to(dtype)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
@@ -111,6 +112,19 @@ def test_logits_and_greedy_tokens_are_those_of_transformers(name: str, tmp_path:
     prompt = tokens[:1, :13]
     continued = theirs.generate(prompt, max_new_tokens=12, do_sample=False, eos_token_id=None)
     assert mqa.generate(model, prompt.tolist(), 12, stop_tokens=()) == continued[:, 13:].tolist()
+
+
+def test_gemma_rounds_to_bfloat16_where_transformers_does(tmp_path: Path) -> None:
+    theirs = tiny_model("gemma3").bfloat16()
+    theirs.save_pretrained(tmp_path)
+    model = mqa.load(tmp_path, torch.bfloat16)
+    tokens = random_tokens(2, 20)
+    embedded = theirs.model.embed_tokens(tokens)
+    assert torch.equal(model.embed(tokens, tokens), embedded)
+    assert model.norm.weight.dtype == torch.float32
+    assert torch.equal(model.norm(embedded), theirs.model.norm(embedded))
+    spread = (all_logits(model, tokens) - theirs(tokens).logits).abs().mean()
+    assert spread < 20 * torch.finfo(torch.bfloat16).eps * theirs(tokens).logits.std()
 
 
 @pytest.mark.parametrize(

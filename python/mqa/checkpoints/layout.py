@@ -93,8 +93,8 @@ def read_weights(
             weight = part_of_fused(weight, config, QKV.index(stem))
         if layout.turns_neighbours and stem in QKV[:2]:
             weight = halves_from_pairs(weight, config.head_dim)
-        if "norm" in name:
-            weight = weight + layout.norm_offset
+        if layout.norm_offset and "norm" in name:
+            weight = weight.float() + layout.norm_offset
         stays = config.norm == "rms_float32" and "norm" in name
         weights[name] = weight.to(torch.float32 if stays else dtype)
     return weights

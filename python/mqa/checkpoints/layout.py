@@ -1,6 +1,6 @@
 """Where model files keep the weights of a decoder."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -43,9 +43,27 @@ class Layout:
         _, number, stem = stem.split(".", 2)
         return f"{self.layers}.{number}.{self.names.get(stem, stem)}.{kind}"
 
-    def is_fused(self) -> bool:
-        """Whether query, key and value are one tensor."""
-        return len({self.names.get(stem, stem) for stem in QKV}) == 1
+    def is_fused(self, name: str) -> bool:
+        """Whether `name` is part of one tensor for query, key and value."""
+        stored = {self.names.get(projection, projection) for projection in QKV}
+        return len(stored) == 1 and projection_of(name) in QKV
+
+    def stored_shape(self, name: str, shape: Sequence[int], config: DecoderConfig) -> list[int]:
+        """The shape of the tensor that has what the decoder keeps as `name` in `shape`."""
+        if self.is_fused(name):
+            num_heads = config.num_heads + 2 * config.num_kv_heads
+            return [num_heads * config.head_dim, *shape[1:]]
+        return list(shape)
+
+    def from_stored(self, name: str, stored: Tensor, config: DecoderConfig) -> Tensor:
+        """What the decoder keeps as `name`."""
+        if self.is_fused(name):
+            return part_of_fused(stored, config, QKV.index(projection_of(name)))
+        if self.turns_neighbours and projection_of(name) in QKV[:2]:
+            return halves_from_pairs(stored, config.head_dim)
+        if self.norm_offset and is_norm(name):
+            return stored.float() + self.norm_offset
+        return stored
 
 
 Description = tuple[DecoderConfig, Layout]  # of a model file
@@ -54,7 +72,7 @@ Description = tuple[DecoderConfig, Layout]  # of a model file
 def read_weights(
     config: DecoderConfig,
     layout: Layout,
-    stored: Collection[str],
+    stored_names: Collection[str],
     read: Callable[[str], Tensor],
     dtype: torch.dtype,
 ) -> dict[str, Tensor]:
@@ -63,7 +81,7 @@ def read_weights(
     Args:
         config: the decoder's.
         layout: where its tensors are.
-        stored: names of all tensors of the file, without prefix.
+        stored_names: names of all tensors of the file, without prefix.
         read: gets a tensor by that name.
         dtype: of the weights, but for norms that stay float32.
 
@@ -73,31 +91,34 @@ def read_weights(
     with torch.device("meta"):
         shapes = {name: weight.shape for name, weight in Decoder(config).state_dict().items()}
     names = {name: layout.stored_name(name) for name in shapes}
-    missing = sorted(set(names.values()) - set(stored))
+    missing = sorted(set(names.values()) - set(stored_names))
     if missing:
         raise ValueError(f"{len(missing)} tensors are missing, the first is {missing[0]}")
-    unknown = sorted(set(stored) - set(names.values()))
+    unknown = sorted(set(stored_names) - set(names.values()))
     if unknown:
         raise ValueError(f"expected no tensor {unknown[0]} in a model of this configuration")
     weights = {}
     for name, shape in shapes.items():
-        stem = name.split(".", 2)[-1].rsplit(".", 1)[0]
-        weight, expected = read(names[name]), list(shape)
-        if layout.is_fused() and stem in QKV:
-            expected[0] = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
-        if list(weight.shape) != expected:
+        stored = read(names[name])
+        expected = layout.stored_shape(name, shape, config)
+        if list(stored.shape) != expected:
             raise ValueError(
-                f"expected {names[name]} of shape {expected}, got {list(weight.shape)}"
+                f"expected {names[name]} of shape {expected}, got {list(stored.shape)}"
             )
-        if layout.is_fused() and stem in QKV:
-            weight = part_of_fused(weight, config, QKV.index(stem))
-        if layout.turns_neighbours and stem in QKV[:2]:
-            weight = halves_from_pairs(weight, config.head_dim)
-        if layout.norm_offset and "norm" in name:
-            weight = weight.float() + layout.norm_offset
-        stays = config.norm == "rms_float32" and "norm" in name
+        stays = config.norm == "rms_float32" and is_norm(name)
+        weight = layout.from_stored(name, stored, config)
         weights[name] = weight.to(torch.float32 if stays else dtype)
     return weights
+
+
+def projection_of(name: str) -> str:
+    """`self_attn.q_proj` of `layers.0.self_attn.q_proj.weight`."""
+    return name.split(".", 2)[-1].rsplit(".", 1)[0]
+
+
+def is_norm(name: str) -> bool:
+    """Whether the decoder's weight of this name is a norm's."""
+    return "norm" in name
 
 
 def part_of_fused(fused: Tensor, config: DecoderConfig, part: int) -> Tensor:

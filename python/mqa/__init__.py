@@ -5,6 +5,7 @@ from mqa.cache import KVCache as KVCache
 from mqa.config import DecoderConfig as DecoderConfig
 from mqa.convert import convert as convert
 from mqa.decoder import Decoder as Decoder
+from mqa.exact_blocks import with_exact_blocks as with_exact_blocks
 from mqa.export import export_aoti as export_aoti
 from mqa.export import export_torchscript as export_torchscript
 from mqa.generate import generate as generate
@@ -14,5 +15,6 @@ from mqa.ops import attention_lse as attention_lse
 from mqa.ops import cpu_isa as cpu_isa
 from mqa.ops import kv_append as kv_append
 from mqa.ops import merge as merge
+from mqa.weights import load as load
 from mqa.weights import load_gguf as load_gguf
 from mqa.weights import load_safetensors as load_safetensors

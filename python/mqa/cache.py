@@ -11,7 +11,8 @@ class KVCache:
 
     Attributes:
         tensors: `[key_0, value_0, key_1, ...]`, each `[B, H_kv, S, D]` with S = capacity
-            (with `attention_impl="torch"`, S is what has been filled so far).
+            (with `attention_impl="torch"`, S is what has been filled so far); the scales of 8-bit
+            elements follow, see `Decoder.new_cache`.
         lengths: int64 `[B]`, the filled slots of each sequence.
         capacity: the most tokens a sequence may have.
 
@@ -28,14 +29,14 @@ class KVCache:
         (tensor([3]), 2048)
     """
 
-    def __init__(self, model: Decoder, batch: int, capacity: int) -> None:
-        self.tensors: list[Tensor] = model.new_cache(batch, capacity)
+    def __init__(self, model: Decoder, batch: int, capacity: int, dtype: str = "auto") -> None:
+        self.tensors: list[Tensor] = model.new_cache(batch, capacity, dtype)
         self.lengths = torch.zeros(batch, dtype=torch.int64, device=self.tensors[0].device)
         self.capacity = capacity
 
     @property
     def nbytes(self) -> int:
-        """Memory of the cache tensors."""
+        """Memory of the cache tensors, scales included."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
     def reserve(self, num_tokens: int) -> Tensor:

@@ -31,14 +31,14 @@ def convert(model: Decoder, num_kv_heads: int) -> Decoder:
         )
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}
     for name, weight in weights.items():
-        if name.endswith(("k_proj.weight", "v_proj.weight")):
-            heads = weight.view(old, config.head_dim, config.hidden_size)
+        if ".k_proj." in name or ".v_proj." in name:  # weight or bias
+            heads = weight.view(old, config.head_dim, *weight.shape[1:])
             weights[name] = _resize(heads, num_kv_heads).flatten(0, 1)
     return Decoder.from_weights(config, weights)
 
 
 def _resize(heads: Tensor, count: int) -> Tensor:
-    """Mean-pool or repeat `heads [H_kv, D, hidden_size]` to `count` heads."""
+    """Mean-pool or repeat `heads [H_kv, D, ...]` to `count` heads."""
     old = heads.size(0)
     if count >= old:
         return torch.repeat_interleave(heads, count // old, dim=0)

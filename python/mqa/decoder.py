@@ -1,204 +1,32 @@
-"""The reference decoder: a LLaMA-family transformer with `num_kv_heads` as its switch.
+"""The reference decoder: a transformer with `num_kv_heads` as its switch.
 
 `num_kv_heads == num_heads` is multi-head attention, 1 is multi-query attention, anything between
-is grouped-query attention. Every method works eagerly and under `torch.jit.script`.
+is grouped-query attention. What else architectures differ in, the configuration says, and the
+modules are chosen accordingly. Every method works eagerly and under `torch.jit.script`.
 
 Letters: `B` sequences, `T` new tokens, `S` cache slots, `H_q`/`H_kv` query/KV heads, `D` head_dim.
 Token number p of a sequence lives in slot p of its row of every cache tensor. A cache is the flat
-list `[key_0, value_0, key_1, value_1, ...]` over the layers, each `[B, H_kv, S, D]`. Without
-one, for training, the new tokens are whole sequences.
+list `[key_0, value_0, key_1, value_1, ...]` over the layers, each `[B, H_kv, S, D]`; if its
+elements have 8 bits, their scales follow: `[..., key_scale_0, value_scale_0, ...]`, each float32
+`[B, H_kv, S]`. Without a cache, for training, the new tokens are whole sequences.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mqa.config import DecoderConfig, RopeScaling
-
-
-class NewTokens(NamedTuple):
-    """What every layer needs to know about the tokens of this call."""
-
-    positions: Tensor  # [B] slot of each row's first new token
-    slots: Tensor  # [B, T] slot of every new token
-    seq_lens: Tensor  # [B] filled slots of each row, these tokens included
-    cos: Tensor  # [B, 1, T, D] rotary embedding, see `rotate`
-    sin: Tensor
-    visible: Tensor | None  # [B, 1, T, S] slots that a token sees; for attend_torch only
-
-
-class RotaryEmbedding(nn.Module):
-    """Angles of the rotary embedding, computed on the fly.
-
-    There is no table, so there is no buffer that `model.to(torch.bfloat16)` could round.
-    """
-
-    def __init__(self, config: DecoderConfig) -> None:
-        super().__init__()
-        scaling = config.rope_scaling or RopeScaling(1.0, 1.0, 2.0, config.max_position)
-        self.head_dim = config.head_dim
-        self.theta = float(config.rope_theta)
-        self.factor = float(scaling.factor)
-        self.low_freq_factor = float(scaling.low_freq_factor)
-        self.high_freq_factor = float(scaling.high_freq_factor)
-        self.original_max_position = scaling.original_max_position
-
-    def forward(self, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Factors for `rotate`, float32 `[B, 1, T, D]`, for `slots [B, T]`."""
-        exponents = torch.arange(0, self.head_dim, 2, device=slots.device).float() / self.head_dim
-        frequencies = 1.0 / torch.pow(self.theta, exponents)
-        if self.factor != 1.0:
-            # Fast frequencies stay, slow ones are divided by `factor`, a ramp lies between.
-            turns = frequencies * (self.original_max_position / (2 * math.pi))
-            ramp = self.high_freq_factor - self.low_freq_factor
-            kept = ((turns - self.low_freq_factor) / ramp).clamp(0, 1)
-            frequencies = frequencies * (kept + (1 - kept) / self.factor)
-        angles = (slots.unsqueeze(-1).float() * frequencies).unsqueeze(1)
-        cos, sin = angles.cos(), angles.sin()
-        return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs `(x[i], x[i + D / 2])` of `x [B, H, T, D]` by their angles, in float32.
-
-    `cos` and `sin` have a factor for each element: the sine of a pair's first one is negated.
-    """
-    exact = x.float()
-    partners = exact.roll(x.size(-1) // 2, -1)
-    return torch.addcmul(exact * cos, partners, sin).type_as(x)
-
-
-class Linear(nn.Linear):
-    """`nn.Linear` without bias, see `project`."""
-
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__(in_features, out_features, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[..., in_features]` to `[..., out_features]`."""
-        return project(x, self.weight)
-
-
-def project(x: Tensor, weight: Tensor) -> Tensor:
-    """`x [..., in_features] @ weight.T`.
-
-    In bfloat16 `linear` rearranges the weights on every call, which a single row does not repay:
-    matrix times vector takes 0.5 to 0.9 of its time. Other dtypes gain nothing, or lose.
-    """
-    if x.dtype == torch.bfloat16 and x.numel() == weight.size(1):
-        out = torch.mv(weight, x.flatten())
-        return out.view(x.shape[:-1] + out.shape)
-    return nn.functional.linear(x, weight)
-
-
-def grow(cache: Tensor, new: Tensor, slots: Tensor, size: int) -> Tensor:
-    """A copy of `cache`, enlarged to `size` slots, with `new [B, H_kv, T, D]` at `slots [B, T]`.
-
-    This is the `torch.cat` of a plain PyTorch decoder, for rows that may differ in length.
-    """
-    room = new.new_zeros([new.size(0), new.size(1), size - cache.size(2), new.size(3)])
-    index = slots[:, None, :, None].expand_as(new)
-    return torch.cat([cache, room], 2).scatter_(2, index, new)
-
-
-class Attention(nn.Module):
-    """Self-attention of one layer over its two cache tensors."""
-
-    def __init__(self, config: DecoderConfig, layer: int) -> None:
-        super().__init__()
-        self.head_dim = config.head_dim
-        self.attention_impl = config.attention_impl
-        self.key_index, self.value_index = 2 * layer, 2 * layer + 1
-        query_size = config.num_heads * config.head_dim
-        kv_size = config.num_kv_heads * config.head_dim
-        self.q_proj = Linear(config.hidden_size, query_size)
-        self.k_proj = Linear(config.hidden_size, kv_size)
-        self.v_proj = Linear(config.hidden_size, kv_size)
-        self.o_proj = Linear(query_size, config.hidden_size)
-
-    def forward(self, x: Tensor, new: NewTokens, cache: list[Tensor] | None) -> Tensor:
-        """Add the tokens `x [B, T, hidden_size]` to any `cache`, and attend from them to all."""
-        query = rotate(self.split_heads(self.q_proj(x)), new.cos, new.sin)
-        key = rotate(self.split_heads(self.k_proj(x)), new.cos, new.sin)
-        value = self.split_heads(self.v_proj(x))
-        if cache is None:
-            out = self.attend_uncached(query, key, value)
-        elif self.attention_impl == "mqa":
-            out = self.attend_mqa(query, key, value, new, cache)
-        else:
-            out = self.attend_torch(query, key, value, new, cache)
-        return self.o_proj(out.transpose(1, 2).flatten(2))
-
-    def split_heads(self, x: Tensor) -> Tensor:
-        """`[B, T, H * D]` to `[B, H, T, D]`."""
-        return x.view(x.size(0), x.size(1), -1, self.head_dim).transpose(1, 2)
-
-    def attend_uncached(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Whole sequences, by either attention; this alone has a backward."""
-        if self.attention_impl == "mqa":
-            return torch.ops.mqa.attention(query, key, value, is_causal=True)
-        return nn.functional.scaled_dot_product_attention(
-            query, key, value, is_causal=True, enable_gqa=True
-        )
-
-    def attend_mqa(
-        self, query: Tensor, key: Tensor, value: Tensor, new: NewTokens, cache: list[Tensor]
-    ) -> Tensor:
-        """Append to the preallocated cache in place, then attend to its valid slots."""
-        keys, values = cache[self.key_index], cache[self.value_index]
-        torch.ops.mqa.kv_append(keys, values, key, value, new.positions)
-        return torch.ops.mqa.attention(query, keys, values, is_causal=True, seq_lens=new.seq_lens)
-
-    def attend_torch(
-        self, query: Tensor, key: Tensor, value: Tensor, new: NewTokens, cache: list[Tensor]
-    ) -> Tensor:
-        """Plain PyTorch: replace the cache tensors by larger ones and mask what is ahead."""
-        visible = new.visible
-        assert visible is not None
-        keys = grow(cache[self.key_index], key, new.slots, visible.size(3))
-        values = grow(cache[self.value_index], value, new.slots, visible.size(3))
-        cache[self.key_index], cache[self.value_index] = keys, values
-        return nn.functional.scaled_dot_product_attention(
-            query, keys, values, attn_mask=visible, enable_gqa=True
-        )
-
-
-class FeedForward(nn.Module):
-    """SwiGLU."""
-
-    def __init__(self, config: DecoderConfig) -> None:
-        super().__init__()
-        self.gate_proj = Linear(config.hidden_size, config.intermediate_size)
-        self.up_proj = Linear(config.hidden_size, config.intermediate_size)
-        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, T, hidden_size]` to the same."""
-        return self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
-class DecoderLayer(nn.Module):
-    """Attention and feed-forward network, each normalised before and added."""
-
-    def __init__(self, config: DecoderConfig, layer: int) -> None:
-        super().__init__()
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config, layer)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = FeedForward(config)
-
-    def forward(self, x: Tensor, new: NewTokens, cache: list[Tensor] | None) -> Tensor:
-        """`[B, T, hidden_size]` to the same."""
-        x = x + self.self_attn(self.input_layernorm(x), new, cache)
-        return x + self.mlp(self.post_attention_layernorm(x))
+from mqa.config import DecoderConfig
+from mqa.layers import make_layer
+from mqa.norms import make_norm
+from mqa.positions import LearnedPositions, RotaryEmbedding
+from mqa.projection import Linear, project
+from mqa.self_attention import NewTokens
 
 
 class Decoder(nn.Module):
-    """A LLaMA-family decoder. Parameters are named as in Hugging Face's `LlamaModel`.
+    """A decoder-only transformer. Parameters are named as in Hugging Face's `LlamaModel`.
 
     The dtype of the weights is the dtype of the computation and of the cache; logits are float32.
     Appending to a cache has no backward: call under `torch.no_grad()` if weights require grad, but
@@ -224,10 +52,18 @@ class Decoder(nn.Module):
         self.head_dim = config.head_dim
         self.max_position = config.max_position
         self.attention_impl = config.attention_impl
+        self.embedding_scale = float(config.embedding_scale)
+        self.logit_softcap = float(config.logit_softcap or 0)
+        self.row_by_row = False  # see `Linear`; for the tied output matrix
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.rotary = RotaryEmbedding(config)
-        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.embed_positions: LearnedPositions | None = None
+        if config.positions == "learned":
+            self.embed_positions = LearnedPositions(config.max_position, config.hidden_size)
+        self.rotaries = nn.ModuleList(
+            RotaryEmbedding(config.head_dim, theta, scaling) for theta, scaling in config.rotaries
+        )
+        self.layers = nn.ModuleList(make_layer(config, i) for i in range(config.num_layers))
+        self.norm = make_norm(config, config.hidden_size)
         self.lm_head: Linear | None = None
         if not config.tie_embeddings:
             self.lm_head = Linear(config.hidden_size, config.vocab_size)
@@ -246,20 +82,36 @@ class Decoder(nn.Module):
         return Decoder.from_weights(config, self.state_dict())
 
     @torch.jit.export
-    def new_cache(self, batch: int, capacity: int) -> list[Tensor]:
+    def new_cache(self, batch: int, capacity: int, dtype: str = "auto") -> list[Tensor]:
         """An empty cache for `batch` sequences of up to `capacity` tokens each.
 
         With `attention_impl="torch"` the tensors start without slots, and each call replaces
         them, in the list, by larger ones.
+
+        Args:
+            batch: number of sequences.
+            capacity: slots of each.
+            dtype: of the elements: "auto" (that of the weights), "int8" or "float8_e4m3fn". With
+                8 bits every token and head has a scale.
         """
         if batch < 1 or capacity < 1 or capacity > self.max_position:
             raise ValueError(
                 f"new_cache: expected batch >= 1 and capacity in [1, {self.max_position}] "
                 f"(max_position), got batch {batch} and capacity {capacity}"
             )
+        if dtype not in ["auto", "int8", "float8_e4m3fn"]:
+            raise ValueError(f"new_cache: expected dtype auto, int8 or float8_e4m3fn, got {dtype}")
+        weight = self.embed_tokens.weight
         slots = capacity if self.attention_impl == "mqa" else 0
         shape = [batch, self.num_kv_heads, slots, self.head_dim]
-        return [self.embed_tokens.weight.new_empty(shape) for _ in range(2 * self.num_layers)]
+        if dtype == "auto":
+            return [weight.new_empty(shape) for _ in range(2 * self.num_layers)]
+        if self.attention_impl != "mqa":
+            raise ValueError(f"new_cache: a cache of {dtype} needs attention_impl mqa, got torch")
+        element = torch.int8 if dtype == "int8" else torch.float8_e4m3fn
+        elements = [weight.new_empty(shape, dtype=element) for _ in range(2 * self.num_layers)]
+        scales = [weight.new_empty(shape[:3], dtype=torch.float32) for _ in elements]
+        return elements + scales
 
     def forward(self, tokens: Tensor, positions: Tensor, cache: list[Tensor]) -> Tensor:
         """Append `tokens [B, T]` from slot `positions[b]` on; logits `[B, T, vocab]` of all."""
@@ -304,20 +156,34 @@ class Decoder(nn.Module):
         """Final hidden states `[B, T, hidden_size]` of `tokens`, which any cache then holds."""
         num_new = tokens.size(1)
         slots = positions.unsqueeze(1) + torch.arange(num_new, device=tokens.device)
-        cos, sin = self.rotary(slots)
+        rotations: list[tuple[Tensor, Tensor]] = []
+        for rotary in self.rotaries:
+            rotations.append(rotary(slots))
         visible: Tensor | None = None
         if cache is not None and self.attention_impl == "torch":
             size = max(int(slots.max().item()) + 1, cache[0].size(2))
             visible = torch.arange(size, device=tokens.device) <= slots[:, None, :, None]
-        new = NewTokens(positions, slots, positions + num_new, cos, sin, visible)
-        x = self.embed_tokens(tokens)
+        new = NewTokens(positions, slots, positions + num_new, rotations, visible)
+        x = self.embed(tokens, slots)
         for layer in self.layers:
             x = layer(x, new, cache)
         return self.norm(x)
+
+    def embed(self, tokens: Tensor, slots: Tensor) -> Tensor:
+        """What the first layer reads, `[B, T, hidden_size]`."""
+        x = self.embed_tokens(tokens)
+        if self.embedding_scale != 1.0:
+            x = x * x.new_full([], self.embedding_scale)  # a tensor: rounded to the dtype of x
+        if self.embed_positions is not None:
+            x = self.embed_positions(x, slots)
+        return x
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every token of the vocabulary, float32 `[..., vocab]`."""
         weight = self.embed_tokens.weight
         if self.lm_head is not None:
             weight = self.lm_head.weight
-        return project(hidden, weight).float()
+        logits = project(hidden, weight, row_by_row=self.row_by_row).float()
+        if self.logit_softcap == 0:
+            return logits
+        return torch.tanh(logits / self.logit_softcap) * self.logit_softcap

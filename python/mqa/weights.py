@@ -1,37 +1,43 @@
-"""Load a decoder from a GGUF file or from a Hugging Face folder."""
+"""Load a decoder from a Hugging Face folder or from a GGUF file."""
 
 import json
-from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mqa.config import DecoderConfig
+from mqa.checkpoints.families import read_config
+from mqa.checkpoints.gguf_files import read_metadata
+from mqa.checkpoints.layout import read_weights
 from mqa.decoder import Decoder
-from mqa.llama_config import config_from_gguf, config_from_hf
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-GGUF_NAMES = {
-    "token_embd": "embed_tokens",
-    "output_norm": "norm",
-    "output": "lm_head",
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
+
+def load(path: str | Path, dtype: torch.dtype = torch.float32) -> Decoder:
+    """Load a model from a Hugging Face folder or a GGUF file.
+
+    Args:
+        path: a folder, for `load_safetensors`, or a file whose name ends in .gguf, for `load_gguf`.
+        dtype: float32, bfloat16 or float16; also the dtype of the computation.
+
+    Raises:
+        FileNotFoundError: there is no such folder or file, or one of the folder's files is missing.
+        ValueError: it is something else, unreadable, or of a model that `Decoder` does not compute.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return load_safetensors(path, dtype)
+    if not path.exists():
+        raise FileNotFoundError(f"load: no file or folder {path}")
+    if path.suffix != ".gguf":
+        raise ValueError(f"load: expected a Hugging Face folder or a .gguf file, got {path}")
+    return load_gguf(path, dtype)
 
 
 def load_gguf(path: str | Path, dtype: torch.dtype = torch.float32) -> Decoder:
-    """Load a LLaMA model from a GGUF file, dequantised to `dtype`.
+    """Load a LLaMA or Gemma 3 model from a GGUF file, dequantised to `dtype`.
 
     Args:
         path: the file.
@@ -39,8 +45,7 @@ def load_gguf(path: str | Path, dtype: torch.dtype = torch.float32) -> Decoder:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not a readable GGUF file, or not of a plain LLaMA model with all its
-            tensors.
+        ValueError: it is not a readable GGUF file, or not of such a model with all its tensors.
     """
     from gguf import GGUFReader, dequantize
 
@@ -50,44 +55,44 @@ def load_gguf(path: str | Path, dtype: torch.dtype = torch.float32) -> Decoder:
         raise FileNotFoundError(f"load_gguf: no file {path}")
     try:
         reader = GGUFReader(path)
-        fields = {name: field.contents() for name, field in reader.fields.items()}
+        metadata = {name: field.contents() for name, field in reader.fields.items()}
     except (ValueError, IndexError, KeyError, OverflowError) as error:
         raise ValueError(f"load_gguf: {path} is no readable GGUF file ({error})") from error
 
-    tensors = {_name_of_gguf(tensor.name): tensor for tensor in reader.tensors}
-    if "embed_tokens.weight" not in tensors:
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    if "token_embd.weight" not in tensors:
         raise ValueError(f"load_gguf: {path} has no tensor token_embd.weight")
-    vocab_size = int(tensors["embed_tokens.weight"].shape[1])
-    try:
-        config = config_from_gguf(fields, vocab_size, tied="lm_head.weight" not in tensors)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"load_gguf: {path}: {error}") from error
 
     def read(name: str) -> Tensor:
         tensor = tensors[name]
         try:
-            return torch.tensor(dequantize(tensor.data, tensor.tensor_type))
+            array = dequantize(tensor.data, tensor.tensor_type)
         except NotImplementedError as error:
-            raise ValueError(f"load_gguf: {path}: tensor {tensor.name}: {error}") from error
+            raise ValueError(f"tensor {name}: {error}") from error
+        # A tensor that was not quantised is still the file's memory.
+        return torch.from_numpy(array if array.flags.writeable else array.copy())
 
-    weights = _read_weights(config, tensors.keys(), read, dtype, f"load_gguf: {path}")
-    for name, weight in weights.items():
-        if name.endswith(("q_proj.weight", "k_proj.weight")):
-            weights[name] = _halves_from_pairs(weight, config.head_dim)
+    vocab_size = int(tensors["token_embd.weight"].shape[1])
+    try:
+        config, layout = read_metadata(metadata, vocab_size, "output.weight" not in tensors)
+        weights = read_weights(config, layout, tensors.keys(), read, dtype)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"load_gguf: {path}: {error}") from error
     return Decoder.from_weights(config, weights)
 
 
 def load_safetensors(folder: str | Path, dtype: torch.dtype = torch.float32) -> Decoder:
-    """Load a LLaMA model from a Hugging Face folder.
+    """Load a model from a Hugging Face folder.
 
     Args:
         folder: has `config.json` and `model.safetensors`, or several files and their
-            `model.safetensors.index.json`.
+            `model.safetensors.index.json`. The families that `Decoder` computes are those of
+            `mqa.checkpoints.families`.
         dtype: float32, bfloat16 or float16; also the dtype of the computation.
 
     Raises:
         FileNotFoundError: one of the files is missing.
-        ValueError: a file is unreadable, or the model is not a plain LLaMA with all its tensors.
+        ValueError: a file is unreadable, or not of such a model with all its tensors.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -95,7 +100,7 @@ def load_safetensors(folder: str | Path, dtype: torch.dtype = torch.float32) -> 
     _check_dtype(dtype, "load_safetensors")
     fields = _read_json(folder / "config.json")
     try:
-        config = config_from_hf(fields)
+        config, layout = read_config(fields)
     except (TypeError, ValueError) as error:
         raise ValueError(f"load_safetensors: {folder / 'config.json'}: {error}") from error
 
@@ -105,64 +110,20 @@ def load_safetensors(folder: str | Path, dtype: torch.dtype = torch.float32) -> 
             shard: Any = safe_open(file, framework="pt")
         except (SafetensorError, OSError) as error:
             raise ValueError(f"load_safetensors: cannot read {file} ({error})") from error
-        tensors |= {key.removeprefix("model."): (shard, key) for key in shard.offset_keys()}
-    # Older files repeat the tied matrix, or store the rotary frequencies, which follow from theta.
-    names = {name for name in tensors if not name.endswith("rotary_emb.inv_freq")}
+        tensors |= {key.removeprefix(layout.prefix): (shard, key) for key in shard.offset_keys()}
+    names = {name for name in tensors if not name.endswith(layout.ignored)}
     if config.tie_embeddings:
-        names.discard("lm_head.weight")
+        names.discard("lm_head.weight")  # some files repeat the tied matrix
 
     def read(name: str) -> Tensor:
         shard, key = tensors[name]
         return shard.get_tensor(key)
 
-    weights = _read_weights(config, names, read, dtype, f"load_safetensors: {folder}")
+    try:
+        weights = read_weights(config, layout, names, read, dtype)
+    except ValueError as error:
+        raise ValueError(f"load_safetensors: {folder}: {error}") from error
     return Decoder.from_weights(config, weights)
-
-
-def _read_weights(
-    config: DecoderConfig,
-    names: Collection[str],
-    read: Callable[[str], Tensor],
-    dtype: torch.dtype,
-    source: str,
-) -> dict[str, Tensor]:
-    """Read every tensor that `config` asks for, one by one; refuse any other."""
-    with torch.device("meta"):
-        shapes = {name: weight.shape for name, weight in Decoder(config).state_dict().items()}
-    missing = sorted(shapes.keys() - names)
-    if missing:
-        raise ValueError(f"{source}: {len(missing)} tensors are missing, the first is {missing[0]}")
-    unknown = sorted(set(names) - shapes.keys())
-    if unknown:
-        raise ValueError(f"{source}: expected a plain LLaMA model, got one with {unknown[0]}")
-    weights = {}
-    for name, shape in shapes.items():
-        weight = read(name)
-        if weight.shape != shape:
-            raise ValueError(
-                f"{source}: expected {name} of shape {list(shape)}, got {list(weight.shape)}"
-            )
-        weights[name] = weight.to(dtype)
-    return weights
-
-
-def _name_of_gguf(name: str) -> str:
-    """`blk.0.attn_q.weight` to `layers.0.self_attn.q_proj.weight`; unknown names stay."""
-    *block, stem, kind = name.split(".")
-    if stem not in GGUF_NAMES or kind != "weight":
-        return name
-    return ".".join(
-        ["layers", *block[1:], GGUF_NAMES[stem], kind] if block else [GGUF_NAMES[stem], kind]
-    )
-
-
-def _halves_from_pairs(weight: Tensor, head_dim: int) -> Tensor:
-    """Reorder the rows of a query or key projection from GGUF's rotary layout.
-
-    There, neighbours `(2 i, 2 i + 1)` of a head are turned together; here `(i, i + D / 2)`.
-    """
-    pairs = weight.view(-1, head_dim // 2, 2, weight.size(1))
-    return pairs.transpose(1, 2).flatten(0, 2)
 
 
 def _shards(folder: Path) -> list[Path]:

@@ -6,8 +6,43 @@ import torch
 from torch import Tensor
 
 import mqa
+import mqa.config
 
 VOCAB_SIZE = 89
+QUERY_KEY = ("q_proj", "k_proj", "c_attn", "query_key_value")
+
+# What tells the architectures apart, at the size of `tiny_config`.
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "gpt_bigcode": {
+        "positions": "learned",
+        "norm": "layer",
+        "gated": False,
+        "activation": "gelu_tanh",
+        "qkv_bias": True,
+        "output_bias": True,
+        "mlp_bias": True,
+    },
+    "falcon": {
+        "block": "parallel_shared_norm",
+        "norm": "layer",
+        "gated": False,
+        "activation": "gelu",
+    },
+    "gemma3": {
+        "norm": "rms_float32",
+        "qk_norm": True,
+        "output_norms": True,
+        "activation": "gelu_tanh",
+        "windows": (5, 0),
+        "local_rope_theta": 100.0,
+        "rope_scaling": mqa.config.RopeScaling(4.0),
+        "attention_scale": 0.5,
+        "attention_softcap": 8.0,
+        "logit_softcap": 3.0,
+        "embedding_scale": 48**0.5,
+    },
+}
 
 
 def tiny_config(**changes: Any) -> mqa.DecoderConfig:
@@ -28,10 +63,12 @@ def sharpen(model: torch.nn.Module) -> None:
     """Fill the weights such that attention prefers few keys and no two norms are alike."""
     generator = torch.Generator().manual_seed(1)
     for name, weight in model.named_parameters():
-        if weight.dim() == 1:
+        if name.endswith(".bias"):
+            weight.data.normal_(0, 0.5, generator=generator)
+        elif weight.dim() == 1:
             weight.data.uniform_(0.5, 1.5, generator=generator)
         else:
-            gain = 2.0 if "q_proj" in name or "k_proj" in name else 1.0
+            gain = 2.0 if any(part in name for part in QUERY_KEY) else 1.0
             std = gain if "embed" in name else gain * weight.size(1) ** -0.5
             weight.data.normal_(0, std, generator=generator)
 

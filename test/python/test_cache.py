@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import mqa
-from decoders import random_tokens, tiny_decoder
+from decoders import ARCHITECTURES, all_logits, random_tokens, tiny_decoder
 
 
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 6])
@@ -38,3 +38,38 @@ def test_a_full_cache_says_so() -> None:
     assert cache.reserve(1).tolist() == [1, 9]
     with pytest.raises(ValueError, match=r"at most 10 tokens .* 9 in the cache and 2 new"):
         cache.reserve(2)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn"])
+def test_scales_of_8_bit_caches_follow_the_elements(dtype: str) -> None:
+    cache = mqa.KVCache(tiny_decoder(num_kv_heads=2), batch=3, capacity=10, dtype=dtype)
+    elements, scales = cache.tensors[:4], cache.tensors[4:]
+    assert [list(tensor.shape) for tensor in elements] == [[3, 2, 10, 8]] * 4
+    assert {tensor.dtype for tensor in elements} == {getattr(torch, dtype)}
+    assert [list(tensor.shape) for tensor in scales] == [[3, 2, 10]] * 4
+    assert {tensor.dtype for tensor in scales} == {torch.float32}
+    assert cache.nbytes == 2 * 2 * 3 * 2 * 10 * (8 + 4)
+
+
+@pytest.mark.parametrize(("dtype", "error"), [("int8", 0.01), ("float8_e4m3fn", 0.06)])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_8_bit_caches_cost_little_precision(name: str, dtype: str, error: float) -> None:
+    model = tiny_decoder(**ARCHITECTURES[name])
+    tokens, start = random_tokens(2, 30), torch.zeros(2, dtype=torch.int64)
+    exact = all_logits(model, tokens)
+    cache = model.new_cache(2, 30, dtype)
+    for tensor in cache:
+        tensor.view(torch.uint8).fill_(0x7F)  # what is read without having been written shows
+    logits = model(tokens, start, cache)
+    assert 0 < (logits - exact).abs().mean() < error * exact.std()
+    for layer in range(2):  # every scale is in its place
+        key, scale = cache[2 * layer].float(), cache[4 + 2 * layer]
+        assert (key.abs().amax(-1) * scale).isfinite().all()
+
+
+def test_8_bit_caches_need_our_attention() -> None:
+    model = tiny_decoder(attention_impl="torch")
+    with pytest.raises(ValueError, match="cache of int8 needs attention_impl mqa, got torch"):
+        model.new_cache(1, 4, "int8")
+    with pytest.raises(ValueError, match="expected dtype auto, int8 or float8_e4m3fn, got int4"):
+        tiny_decoder().new_cache(1, 4, "int4")

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import mqa
-from decoders import all_logits, random_tokens, tiny_decoder
+from decoders import ARCHITECTURES, all_logits, random_tokens, tiny_decoder
 
 
 def heads(model: mqa.Decoder, projection: str) -> Tensor:
@@ -41,6 +41,21 @@ def test_fewer_heads_are_means_of_neighbours(before: int, after: int) -> None:
             mean = sum(old[head * group + i] for i in range(group)) / group
             assert_close(heads(narrower, projection)[head], mean)
     assert torch.isfinite(all_logits(narrower, random_tokens(1, 9))).all()
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_more_heads_compute_the_same_in_every_architecture(name: str) -> None:
+    model = tiny_decoder(**ARCHITECTURES[name], num_kv_heads=2)
+    tokens = random_tokens(2, 30)
+    wider = mqa.convert(model, 6)
+    assert_close(all_logits(wider, tokens), all_logits(model, tokens), atol=1e-5, rtol=1e-5)
+
+
+def test_biases_of_fewer_heads_are_means_too() -> None:
+    model = tiny_decoder(qkv_bias=True, num_kv_heads=6)
+    bias = model.layers[1].self_attn.v_proj.bias
+    pooled = mqa.convert(model, 2).layers[1].self_attn.v_proj.bias
+    assert_close(pooled, bias.view(2, 3, 8).mean(1).flatten())
 
 
 def test_pooling_rounds_bfloat16_once() -> None:

@@ -9,7 +9,16 @@ from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import mqa
-from decoders import VOCAB_SIZE, all_logits, random_tokens, sharpen, tiny_config, tiny_decoder
+from decoders import (
+    ARCHITECTURES,
+    VOCAB_SIZE,
+    all_logits,
+    random_tokens,
+    sharpen,
+    tiny_config,
+    tiny_decoder,
+)
+from mqa.config import RopeScaling
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -172,10 +181,50 @@ def test_weights_decide_the_dtype(dtype: torch.dtype) -> None:
 def test_rotary_embedding_is_computed_in_float32_whatever_the_weights() -> None:
     slots = torch.arange(60_000, 60_010)[None]
     model = tiny_decoder()
-    cos, sin = model.rotary(slots)
-    low_cos, low_sin = model.to(torch.bfloat16).rotary(slots)
+    cos, sin = model.rotaries[0](slots)
+    low_cos, low_sin = model.to(torch.bfloat16).rotaries[0](slots)
     assert torch.equal(cos, low_cos)
     assert torch.equal(sin, low_sin)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_scripted_decoder_has_the_bits_of_an_eager_one(name: str) -> None:
+    model = tiny_decoder(**ARCHITECTURES[name])
+    scripted = torch.jit.script(model)
+    tokens, lengths = random_tokens(2, 9), torch.tensor([9, 4])
+    for dtype in ("auto", "int8", "float8_e4m3fn"):
+        caches = model.new_cache(2, 12, dtype), scripted.new_cache(2, 12, dtype)
+        for step in (
+            lambda m, cache: m.prefill(tokens, lengths, cache),
+            lambda m, cache: m.decode(tokens[:, 0], lengths, cache),
+        ):
+            assert torch.equal(step(scripted, caches[1]), step(model, caches[0]))
+
+
+@torch._dynamo.config.patch(error_on_recompile=True)
+@pytest.mark.parametrize(("name", "num_layers"), [("gemma3", 2), ("gpt_bigcode", 1)])
+def test_other_architectures_compile_to_one_graph(name: str, num_layers: int) -> None:
+    torch.compiler.reset()
+    model = tiny_decoder(**ARCHITECTURES[name], num_kv_heads=1, num_layers=num_layers)
+    caches = [[x.zero_() for x in model.new_cache(2, 12)] for _ in range(2)]
+    compiled = torch.compile(model.extend, fullgraph=True, dynamic=True, backend="aot_eager")
+    for extend, cache in zip((model.extend, compiled), caches, strict=True):
+        tokens = torch.arange(8).view(2, 4)
+        cache.append(extend(tokens, torch.tensor([4, 2]), torch.tensor([3, 0]), cache))
+    for expected, actual in zip(*caches, strict=True):
+        assert_close(actual, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_positions_that_were_not_learned_are_refused() -> None:
+    model = tiny_decoder(**ARCHITECTURES["gpt_bigcode"])
+    with pytest.raises(ValueError, match=r"expected positions below 64 \(max_position\), got 64"):
+        model.sequence_logits(random_tokens(1, 65))
+
+
+@pytest.mark.parametrize("numbers", [(8.0, 1.0), (8.0, None, 4.0), (0.0,)])
+def test_incomplete_scalings_of_the_rotary_embedding_are_refused(numbers: tuple[Any]) -> None:
+    with pytest.raises(ValueError, match=r"RopeScaling: expected (all or none|factor > 0)"):
+        RopeScaling(*numbers)
 
 
 def test_a_prompt_longer_than_the_cache_is_refused_before_anything_is_written() -> None:
@@ -213,6 +262,15 @@ def test_impossible_caches_are_refused(batch: int, capacity: int) -> None:
         ({"num_kv_heads": 4}, "expected num_kv_heads to divide num_heads = 6, got 4"),
         ({"head_dim": 7}, "expected an even head_dim, got 7"),
         ({"attention_impl": "flash"}, "expected attention_impl to be one of"),
+        ({"norm": "batch"}, r"expected norm to be one of \('rms', .*, got 'batch'"),
+        ({"windows": (5,)}, "expected windows to be empty or 2 numbers >= 0.*, got \\(5,\\)"),
+        ({"windows": (5, -1)}, r"expected windows .*, got \(5, -1\)"),
+        ({"attention_scale": -1.0}, "expected attention_scale > 0, got -1.0"),
+        ({"local_rope_theta": "big"}, "expected local_rope_theta > 0, got 'big'"),
+        (
+            {"output_norms": True, "block": "parallel"},
+            "expected block 'sequential' with output_norms, got 'parallel'",
+        ),
     ],
 )
 def test_impossible_configurations_are_refused(changes: dict[str, Any], message: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 import mqa
 from decoders import all_logits, random_tokens, tiny_decoder
+from mqa.checkpoints.gguf_files import read_metadata
 from mqa.config import RopeScaling
 
 # Rows must be multiples of 32, the block size of quantised tensors.
@@ -41,6 +43,10 @@ GGUF_NAMES = {
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "attention_output_norm": "post_attention_norm",
+    "mlp_output_norm": "post_ffw_norm",
     "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
@@ -67,10 +73,11 @@ def write_gguf(
     metadata: dict[str, int | float | str] | None = None,
     extra: tuple[str, ...] = (),
     without: tuple[str, ...] = (),
+    architecture: str = "llama",
 ) -> dict[str, Tensor]:
     """Write `model`, and return its weights as rounded by the quantisation."""
     config = model.config
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(config.num_layers)
     writer.add_context_length(config.max_position)
     writer.add_embedding_length(config.hidden_size)
@@ -86,7 +93,7 @@ def write_gguf(
         adders[type(value)](key, value)
     rounded = {}
     for name, weight in model.state_dict().items():
-        turned = name.endswith(("q_proj.weight", "k_proj.weight"))
+        turned = architecture == "llama" and name.endswith(("q_proj.weight", "k_proj.weight"))
         array = (neighbours_from_halves(weight) if turned else weight).numpy()
         kind = QUANTISED.get(name, gguf.GGMLQuantizationType.F32)
         packed = gguf.quantize(array, kind)
@@ -128,6 +135,64 @@ def test_gguf_means_to_transformers_what_it_means_to_us(tmp_path: Path) -> None:
     assert_close(all_logits(loaded, tokens), llama(tokens).logits, atol=1e-4, rtol=1e-4)
 
 
+GEMMA3 = SIZES | {
+    "num_layers": 7,
+    "num_kv_heads": 1,
+    "head_dim": 256,
+    "tie_embeddings": True,
+    "norm": "rms_float32",
+    "qk_norm": True,
+    "output_norms": True,
+    "activation": "gelu_tanh",
+    "windows": (5, 5, 5, 5, 5, 0, 5),
+    "rope_theta": 500.0,
+    "local_rope_theta": 1e4,
+    "embedding_scale": 8.0,
+    "eos_token_ids": (7,),
+}
+GEMMA3_METADATA: dict[str, int | float | str] = {
+    "gemma3.attention.key_length": 256,
+    "gemma3.attention.value_length": 256,
+    "gemma3.attention.sliding_window": 5,
+}
+
+
+def test_a_gemma_3_gguf_means_to_transformers_what_it_means_to_us(tmp_path: Path) -> None:
+    model = tiny_decoder(**GEMMA3)
+    write_gguf(tmp_path / "tiny.gguf", model, GEMMA3_METADATA, architecture="gemma3")
+    gemma = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="tiny.gguf")
+    loaded = mqa.load(tmp_path / "tiny.gguf")
+    assert replace(loaded.config, rms_norm_eps=1e-5) == model.config
+    tokens = random_tokens(2, 20)
+    assert_close(all_logits(loaded, tokens), gemma(tokens).logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        (
+            {"gemma3.rope.scaling.type": "linear", "gemma3.rope.scaling.factor": 8.0},
+            {"rope_scaling": RopeScaling(8.0)},
+        ),
+        ({"gemma3.block_count": 62}, {"attention_scale": 0.25}),  # 27B: of hidden_size / num_heads
+    ],
+)
+def test_larger_gemmas_differ_in_scales(
+    metadata: dict[str, int | float | str], expected: dict[str, Any]
+) -> None:
+    sizes = {
+        "general.architecture": "gemma3",
+        "gemma3.block_count": 7,
+        "gemma3.embedding_length": 64,
+        "gemma3.attention.head_count": 4,
+        "gemma3.feed_forward_length": 64,
+        "gemma3.context_length": 64,
+    }
+    config, _ = read_metadata(sizes | GEMMA3_METADATA | metadata, vocab_size=89, is_tied=True)
+    for name, value in expected.items():
+        assert getattr(config, name) == value
+
+
 def truncate(path: Path) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
@@ -136,16 +201,22 @@ def truncate(path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"without": ("layers.1.mlp.up_proj.weight",)}, "1 tensors are missing.*layers.1.mlp.up_"),
+        (
+            {"without": ("layers.1.mlp.up_proj.weight",)},
+            "1 tensors are missing.*blk.1.ffn_up.weight",
+        ),
         ({"without": ("embed_tokens.weight",)}, "has no tensor token_embd.weight"),
-        ({"extra": ("blk.0.attn_q.bias",)}, "plain LLaMA model, got one with blk.0.attn_q.bias"),
-        ({"extra": ("rope_freqs.weight",)}, "plain LLaMA model, got one with rope_freqs.weight"),
-        ({"metadata": {"llama.expert_count": 8}}, "got one with expert_count = 8"),
+        ({"extra": ("blk.0.attn_q.bias",)}, "expected no tensor blk.0.attn_q.bias"),
+        ({"extra": ("rope_freqs.weight",)}, "expected no tensor rope_freqs.weight"),
+        (
+            {"metadata": {"llama.expert_count": 8}},
+            "expected a llama model as Decoder .*, got expert_count = 8",
+        ),
         ({"metadata": {"llama.rope.scaling.type": "yarn"}}, "rope.scaling.type = 'yarn'"),
         ({"metadata": {"llama.rope.dimension_count": 8}}, "rope.dimension_count to be 16, got 8"),
         (
             {"metadata": {"llama.attention.key_length": 48}},
-            r"expected .*q_proj.* of shape \[192, 64\]",
+            r"expected blk.0.attn_q.weight of shape \[192, 64\], got \[64, 64\]",
         ),
     ],
 )
@@ -293,15 +364,14 @@ def test_shards_are_put_together(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "mistral"}, "expected model_type to be 'llama', got 'mistral'"),
-        ({"model_type": "absent"}, "expected model_type to be 'llama', got None"),
+        ({"model_type": "bert"}, "expected model_type to be one of .*'llama'.*, got 'bert'"),
+        ({"model_type": "absent"}, "expected model_type to be one of .*, got None"),
         ({"hidden_act": "gelu"}, "expected hidden_act to be 'silu', got 'gelu'"),
-        ({"attention_bias": True}, "plain LLaMA model, got one with attention_bias = True"),
-        ({"sliding_window": 4096}, "got one with sliding_window = 4096"),
-        ({"quantization_config": {"bits": 4}}, "got one with quantization_config = "),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "to be 'llama3', got 'linear'"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "to be 'llama3', got 'yarn'"),
-        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "with partial_rotary_factor = 0.5"),
+        ({"sliding_window": 4096}, "a llama model as Decoder .*, got sliding_window = 4096"),
+        ({"quantization_config": {"bits": 4}}, "got quantization_config = "),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "to be default, linear or llama3, got 'yarn'"),
+        ({"rope_scaling": {"type": "linear"}}, "to have a factor, got none"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "got partial_rotary_factor = 0.5"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "to have a .*, got none"),
         ({"rope_scaling": LLAMA3_ROPE | {"factor": "big"}}, "expected factor > 0, got 'big'"),
         ({"rope_theta": "big"}, "expected rope_theta > 0, got 'big'"),
@@ -324,7 +394,10 @@ def test_configurations_of_other_models_are_refused(
     [
         ({"norm.weight": None}, "1 tensors are missing, the first is norm.weight"),
         ({"norm.weight": torch.ones(47)}, r"expected norm.weight of shape \[48\], got \[47\]"),
-        ({"layers.0.self_attn.q_proj.bias": torch.ones(48)}, "got one with .*q_proj.bias"),
+        (
+            {"layers.0.self_attn.q_proj.bias": torch.ones(48)},
+            "expected no tensor layers.0.self_attn.q_proj.bias",
+        ),
     ],
 )
 def test_wrong_tensors_are_refused(
@@ -352,6 +425,16 @@ def test_damaged_files_are_refused(folder: Path) -> None:
     (folder / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"no file .*config.json"):
         mqa.load_safetensors(folder)
+
+
+def test_load_takes_a_folder_or_a_gguf_file(folder: Path) -> None:
+    write_gguf(folder / "tiny.gguf", tiny_decoder(**SIZES))
+    assert mqa.load(folder, torch.bfloat16).config.hidden_size == 48
+    assert mqa.load(folder / "tiny.gguf").config.hidden_size == 64
+    with pytest.raises(ValueError, match=r"load: expected .* a .gguf file, got .*config.json"):
+        mqa.load(folder / "config.json")
+    with pytest.raises(FileNotFoundError, match=r"load: no file or folder .*missing"):
+        mqa.load(folder / "missing")
 
 
 @pytest.mark.parametrize("load", [mqa.load_gguf, mqa.load_safetensors])

@@ -1,0 +1,1 @@
+"""What the model files of every family look like: tables, and how their configuration reads."""

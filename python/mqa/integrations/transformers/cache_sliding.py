@@ -56,10 +56,8 @@ class SlidingLayer(SlotsLayer):
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Appends the states; returns slots with all that the new tokens may see."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
+        self._prepare(key_states, value_states)
         num_tokens = key_states.shape[2]
-        self.count.check_room(num_tokens)
         self._commit()
         if self._attends_to_ring(num_tokens):
             self._write(key_states, value_states, self.count.tensor)

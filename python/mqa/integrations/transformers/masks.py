@@ -74,8 +74,10 @@ def visible_keys(
     if tokens is not None and _no_padding(tokens, seq_len):
         tokens = None
     if getattr(config, "alibi", False):
-        return _for_alibi(tokens, q_offset)
-    if tokens is None and isinstance(seq_len, int) and seq_len == kv_length:
+        return _for_alibi(tokens, _all_used(seq_len, kv_length))
+    # False for single steps of a static cache: compiled for lengths, they needn't be for None too.
+    may_be_none = kwargs.get("allow_is_causal_skip", True)
+    if tokens is None and may_be_none and _all_used(seq_len, kv_length):
         return None
     return _pack(seq_len, tokens, batch_size, device)
 
@@ -93,7 +95,7 @@ def unpack(mask: Tensor) -> tuple[Tensor, Tensor | None]:
 def _pack(
     seq_len: int | Tensor, tokens: Tensor | None, batch_size: int, device: torch.device | str
 ) -> Tensor:
-    seq_lens = torch.as_tensor(seq_len, dtype=torch.int32, device=device).expand(batch_size, 1)
+    seq_lens = torch.zeros(batch_size, 1, dtype=torch.int32, device=device) + seq_len
     packed = seq_lens if tokens is None else torch.cat([seq_lens, tokens.int()], dim=1)
     return packed[:, None, None, :].contiguous()
 
@@ -117,6 +119,10 @@ def _seq_len(
     if isinstance(kv_offset, Tensor) and kv_offset.dim() == 1:  # a ring, and a single query
         return end.clamp(max=kv_length) if isinstance(end, Tensor) else min(end, kv_length)
     return end - kv_offset
+
+
+def _all_used(seq_len: int | Tensor, kv_length: int) -> bool:
+    return not isinstance(seq_len, Tensor) and seq_len == kv_length
 
 
 def _no_padding(tokens: Tensor, seq_len: int | Tensor) -> bool:
@@ -156,11 +162,11 @@ def _is_causal_or_window(
     )
 
 
-def _for_alibi(tokens: Tensor | None, q_offset: int | Tensor) -> Tensor | None:
+def _for_alibi(tokens: Tensor | None, all_used: bool) -> Tensor | None:
     """Bool [B, 1, 1, S]: Falcon merges it with its biases, which are the same for all queries."""
-    if isinstance(q_offset, Tensor):
+    if not all_used:
         raise NotImplementedError(
-            "mqa: Falcon with ALiBi has biases for the tokens so far, not for all slots of a "
+            "mqa: Falcon with ALiBi makes biases for the tokens so far, not for all slots of a "
             "static cache; use a dynamic one"
         )
     return None if tokens is None else tokens[:, None, None, :]

@@ -111,6 +111,20 @@ class MQACache(Cache):
             )
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forgets the last `-tokens_to_remove` tokens of every sequence.
+
+        Sliding layers whose window has been full can forget those of the last forward, if
+        `activate_past_recording` came before it, as it does in assisted decoding.
+
+        Raises:
+            ValueError: there aren't as many, or a window cannot be restored.
+        """
+        for layer in self.layers:
+            if isinstance(layer, SlotsLayer):
+                layer.check_crop(tokens_to_remove)
+        super().crop(tokens_to_remove)
+
     @property
     def nbytes(self) -> int:
         """Memory of keys, values and scales; 0 before the first forward."""

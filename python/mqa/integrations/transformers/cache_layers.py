@@ -10,6 +10,7 @@ from mqa.integrations.transformers.cache_slots import (
     TokenCount,
     append,
     new_slots,
+    select,
     select_rows,
     tensors_of,
 )
@@ -86,7 +87,12 @@ class SlotsLayer(CacheLayerMixin):
             for tensor in self._tensors():
                 tensor.zero_()
 
-    def _check_crop(self, tokens_to_remove: int) -> None:
+    def check_crop(self, tokens_to_remove: int) -> None:
+        """Refuses what `crop` cannot do.
+
+        Raises:
+            ValueError: there aren't as many tokens, or what preceded them is lost.
+        """
         if not 0 <= -tokens_to_remove <= self.count.number:
             raise ValueError(
                 f"MQACache.crop: expected minus the number of tokens to remove, of the "
@@ -99,7 +105,7 @@ class SlotsLayer(CacheLayerMixin):
             return
         for tensor in self._tensors():
             filled = tensor[:, :, : self.count.number]
-            filled.copy_(filled.index_select(0, beam_idx.to(filled.device)))
+            filled.copy_(select(filled, 0, beam_idx.to(filled.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Each row `repeats` times, in new memory."""
@@ -147,6 +153,5 @@ class FullLayer(SlotsLayer):
         return self.num_slots, 0
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forgets the last `-tokens_to_remove` tokens."""
-        self._check_crop(tokens_to_remove)
+        """Forgets the last `-tokens_to_remove` tokens; `check_crop` comes first."""
         self.count.advance(tokens_to_remove)

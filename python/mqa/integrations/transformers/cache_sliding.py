@@ -7,7 +7,13 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from mqa.integrations.transformers.cache_layers import SlotsLayer
-from mqa.integrations.transformers.cache_slots import EIGHT_BIT, append, new_slots, tensors_of
+from mqa.integrations.transformers.cache_slots import (
+    EIGHT_BIT,
+    append,
+    new_slots,
+    select,
+    tensors_of,
+)
 
 ATTENTION = "mqa"
 
@@ -96,7 +102,7 @@ class SlidingLayer(SlotsLayer):
     def _with_past(self, ring: Tensor, past: Tensor, num_tokens: int) -> Tensor:
         slots = new_slots(ring, len(past) + num_tokens, ring.dtype)
         for target, source in zip(tensors_of(slots), tensors_of(ring), strict=True):
-            target[:, :, : len(past)] = source.index_select(2, past)
+            target[:, :, : len(past)] = select(source, 2, past)
         return slots
 
     def _write(self, key_states: Tensor, value_states: Tensor, position: Tensor) -> None:
@@ -133,35 +139,38 @@ class SlidingLayer(SlotsLayer):
         """From now on `crop` can take back all tokens of the last forward."""
         self.record_past = True
 
-    def crop(self, tokens_to_remove: int) -> None:
-        """Forgets the last `-tokens_to_remove` tokens.
+    def check_crop(self, tokens_to_remove: int) -> None:
+        """Refuses what `crop` cannot do.
 
         Raises:
-            ValueError: what the ring held before those tokens is lost.
+            ValueError: there aren't as many tokens, or what preceded them is lost.
         """
-        self._check_crop(tokens_to_remove)
+        super().check_crop(tokens_to_remove)
         num_pending = self._num_pending()
-        if -tokens_to_remove > num_pending and self.count.number - num_pending > self.num_slots:
+        was_full = self.count.number - num_pending > self.num_slots
+        if was_full and -tokens_to_remove > num_pending:
             raise ValueError(
-                f"MQACache.crop: expected at most the {num_pending} tokens recorded since the last "
-                f"crop to be removed, as a window of {self.num_slots} was full before (call "
-                f"activate_past_recording() before the forward), got {tokens_to_remove}"
+                f"MQACache.crop: expected at most {num_pending} tokens to remove, those recorded "
+                f"in the last forward (activate_past_recording() before it), as older ones have "
+                f"pushed others out of the window of {self.num_slots}, got {tokens_to_remove}"
             )
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forgets the last `-tokens_to_remove` tokens; `check_crop` comes first."""
         self.count.advance(tokens_to_remove)
-        self._commit(num_pending + tokens_to_remove)
+        self._commit(-tokens_to_remove)
 
     def _num_pending(self) -> int:
         return 0 if self._pending is None else self._pending[0].shape[2]
 
-    def _commit(self, num_kept: int | None = None) -> None:
-        """Brings the first `num_kept` of the pending tokens, the last counted, into the ring."""
+    def _commit(self, num_removed: int = 0) -> None:
+        """Brings the pending tokens, save the last `num_removed`, into the ring."""
         if self._pending is None:
             return
-        keys, values = self._pending
+        num_kept = max(self._num_pending() - num_removed, 0)
+        keys, values = (states[:, :, :num_kept] for states in self._pending)
         self._pending = None
-        if num_kept is not None:
-            keys, values = keys[:, :, : max(num_kept, 0)], values[:, :, : max(num_kept, 0)]
-        self._write(keys, values, self.count.tensor - keys.shape[2])
+        self._write(keys, values, self.count.tensor - num_kept)
 
     def reset(self) -> None:
         """Forgets all tokens; the memory stays where it is."""

@@ -109,10 +109,16 @@ def append(
     )
 
 
+def select(tensor: Tensor, dim: int, index: Tensor) -> Tensor:
+    """`index_select` that takes 8-bit floats on any device."""
+    bits = tensor.view(torch.int8) if tensor.dtype in EIGHT_BIT else tensor
+    return bits.index_select(dim, index).view(tensor.dtype)
+
+
 def select_rows(slots: Tensor, rows: Tensor) -> Tensor:
     """A copy of the given sequences, with their scales."""
-    selected = slots.index_select(0, rows)
+    selected = select(slots, 0, rows)
     scale = scale_of(slots)
     if scale is not None:
-        set_scale(selected, scale.index_select(0, rows))
+        set_scale(selected, select(scale, 0, rows))
     return selected

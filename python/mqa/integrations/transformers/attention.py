@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mqa import attention
-from mqa.integrations.transformers.masks import unpack
+from mqa.integrations.transformers.masks import is_packed, unpack
 
 # Arguments that change the result of an attention that knows them, and what they are.
 _UNSUPPORTED = {
-    "output_attentions": "attention weights as an output (output_attentions)",
-    "position_bias": "a learned bias for pairs of positions (position_bias)",
-    "head_mask": "a factor for each head (head_mask)",
-    "indices": "sparse attention to chosen keys (indices)",
-    "block_indices": "sparse attention to chosen blocks (block_indices)",
-    "sinks": "sinks that depend on the query (sinks)",
-    "block_table": "the paged cache of continuous batching (block_table)",
-    "read_index": "the paged cache of continuous batching (read_index)",
+    "output_attentions": "attention weights as an output",
+    "position_bias": "a learned bias for pairs of positions",
+    "head_mask": "a factor for each head",
+    "indices": "sparse attention to chosen keys",
+    "block_indices": "sparse attention to chosen blocks",
+    "sinks": "sinks that depend on the query",
+    "block_table": "the paged cache of continuous batching",
+    "read_index": "the paged cache of continuous batching",
 }
 
 
@@ -48,7 +47,7 @@ def attention_forward(
             caller's own, bool or float, that broadcasts to [B, H_q, T, S] and says everything.
         dropout: of attention weights; only 0.
         scaling: factor of the scores.
-        sliding_window: keys that a query sees, its own included.
+        sliding_window: keys that a query sees, its own included, if the mask says so.
         softcap: bound of the scores.
         s_aux: sinks [H_q].
         is_causal: whether queries see up to the diagonal if there is no mask; ``module.is_causal``
@@ -60,11 +59,11 @@ def attention_forward(
     """
     refuse_unsupported(module, dropout=dropout, **kwargs)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    seq_lens = None
-    if attention_mask is not None and attention_mask.dtype == torch.int32:
-        seq_lens, attention_mask = unpack(attention_mask)
+    seq_lens, has_window = None, False
+    if attention_mask is not None and is_packed(attention_mask):
+        seq_lens, attention_mask, has_window = unpack(attention_mask)
     elif attention_mask is not None:
-        causal, sliding_window = False, None
+        causal = False
     out = attention(
         query,
         key,
@@ -73,7 +72,7 @@ def attention_forward(
         is_causal=causal,
         scale=scaling,
         seq_lens=seq_lens,
-        window_left=-1 if sliding_window is None or not causal else sliding_window - 1,
+        window_left=_window_left(module, sliding_window) if has_window else -1,
         softcap=softcap or 0.0,
         sinks=s_aux,
         key_scale=getattr(key, "mqa_scale", None),
@@ -84,10 +83,21 @@ def attention_forward(
 
 def refuse_unsupported(module: nn.Module, *, dropout: float, **kwargs: Any) -> None:
     """Refuses what would change the result and :func:`mqa.attention` lacks."""
-    asked = [name for key, name in _UNSUPPORTED.items() if kwargs.get(key) not in (None, False)]
     if dropout > 0:
-        asked.insert(0, f"dropout of attention weights (dropout={dropout})")
-    if asked:
-        raise NotImplementedError(
-            f'mqa: {type(module).__name__} needs {asked[0]}, which attn_implementation="mqa" lacks'
-        )
+        raise _lacks(module, f"dropout of attention weights (dropout={dropout})")
+    for argument, meaning in _UNSUPPORTED.items():
+        value = kwargs.get(argument)
+        if value is not None and value is not False:
+            raise _lacks(module, f"{meaning} ({argument})")
+
+
+def _window_left(module: nn.Module, sliding_window: int | None) -> int:
+    if sliding_window is None:
+        raise _lacks(module, "a sliding window that it does not pass on (sliding_window=None)")
+    return sliding_window - 1
+
+
+def _lacks(module: nn.Module, feature: str) -> NotImplementedError:
+    return NotImplementedError(
+        f'mqa: {type(module).__name__} needs {feature}, which attn_implementation="mqa" lacks'
+    )

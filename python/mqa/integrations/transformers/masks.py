@@ -2,13 +2,14 @@
 
 What it returns is handed to the attention function by the model, which may look at its shape:
 
-* None: everything up to the diagonal, which ends at the last key;
+* None: each query sees everything up to the diagonal, which ends at the last key;
 * int32 [B, 1, 1, 1]: ``seq_len``, where the diagonal ends, since slots after it are not used yet;
 * int32 [B, 1, 1, 1 + S]: ``seq_len`` and, for each slot, 1 for a token and 0 for padding;
+* int64: the same, and the layer's window hides some of it;
 * bool [B, 1, T, S]: any other pattern, True where a query sees a key.
 
 Four dimensions, as ``generate`` makes the mask before it calls a compiled model, and models take a
-mask of four dimensions for a finished one. Windows come to the attention function by themselves.
+mask of four dimensions for a finished one.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ def visible_keys(
     kv_offset: int | Tensor = 0,
     mask_function: MaskFunction = causal_mask_function,
     attention_mask: Tensor | None = None,
+    local_size: int | None = None,
     *,
     config: Any,
     device: torch.device | str = "cpu",
@@ -54,6 +56,7 @@ def visible_keys(
             :class:`~mqa.integrations.transformers.MQACache` a tensor [S], one number per slot.
         mask_function: the pattern, a function of batch, head, position of query and of key.
         attention_mask: bool [B, S_seen], False for padding.
+        local_size: the window (or the chunk) of the pattern.
         config: of the model.
         device: of the result.
         **kwargs: more about the pattern, see ``transformers.masking_utils``.
@@ -63,7 +66,7 @@ def visible_keys(
     """
     _refuse_own_attention(type(config))
     tokens = _tokens(attention_mask, kv_length, kv_offset)
-    if not _is_causal_or_window(mask_function, q_length, config, **kwargs):
+    if not _is_causal_or_window(mask_function, q_length, local_size, config, **kwargs):
         kwargs |= {"q_offset": q_offset, "kv_offset": kv_offset, "device": device}
         kwargs |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
         pattern: Any = sdpa_mask(
@@ -75,29 +78,39 @@ def visible_keys(
         tokens = None
     if getattr(config, "alibi", False):
         return _for_alibi(tokens, _all_used(seq_len, kv_length))
+    window_hides = local_size is not None and kv_length > local_size
     # False for single steps of a static cache: compiled for lengths, they needn't be for None too.
     may_be_none = kwargs.get("allow_is_causal_skip", True)
-    if tokens is None and may_be_none and _all_used(seq_len, kv_length):
+    if may_be_none and tokens is None and not window_hides and _all_used(seq_len, kv_length):
         return None
-    return _pack(seq_len, tokens, batch_size, device)
+    return _pack(seq_len, tokens, batch_size, torch.int64 if window_hides else torch.int32, device)
 
 
-def unpack(mask: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Takes apart an int32 mask of :func:`visible_keys`.
+def is_packed(mask: Tensor) -> bool:
+    """Whether :func:`unpack` can take this mask apart."""
+    return mask.dtype in (torch.int32, torch.int64) and mask.shape[1:3] == (1, 1)
+
+
+def unpack(mask: Tensor) -> tuple[Tensor, Tensor | None, bool]:
+    """Takes apart an integer mask of :func:`visible_keys`.
 
     Returns:
-        ``seq_lens`` [B] and, if there is padding, bool [B, 1, 1, S].
+        ``seq_lens`` [B]; bool [B, 1, 1, S], if there is padding; whether there is a window.
     """
     tokens = mask[..., 1:].bool() if mask.size(-1) > 1 else None
-    return mask[:, 0, 0, 0], tokens
+    return mask[:, 0, 0, 0], tokens, mask.dtype == torch.int64
 
 
 def _pack(
-    seq_len: int | Tensor, tokens: Tensor | None, batch_size: int, device: torch.device | str
+    seq_len: int | Tensor,
+    tokens: Tensor | None,
+    batch_size: int,
+    dtype: torch.dtype,
+    device: torch.device | str,
 ) -> Tensor:
-    seq_lens = torch.zeros(batch_size, 1, dtype=torch.int32, device=device) + seq_len
-    packed = seq_lens if tokens is None else torch.cat([seq_lens, tokens.int()], dim=1)
-    return packed[:, None, None, :].contiguous()
+    seq_lens = torch.zeros(batch_size, 1, dtype=dtype, device=device) + seq_len
+    packed = seq_lens if tokens is None else torch.cat([seq_lens, tokens.to(dtype)], dim=1)
+    return packed[:, None, None, :]
 
 
 def _tokens(
@@ -135,9 +148,9 @@ def _no_padding(tokens: Tensor, seq_len: int | Tensor) -> bool:
 def _is_causal_or_window(
     mask_function: MaskFunction,
     q_length: int,
+    local_size: int | None,
     config: Any,
     *,
-    local_size: int | None = None,
     allow_is_causal_skip: bool = True,
     allow_is_bidirectional_skip: bool | None = None,
     use_vmap: bool = False,

@@ -81,7 +81,7 @@ CONFIGS = {
         num_key_value_heads=2,
         head_dim=16,
         query_pre_attn_scalar=16,
-        attn_logit_softcapping=3.0,
+        attn_logit_softcapping=10.0,
         sliding_window=WINDOW,
         layer_types=BOTH_KINDS,
     ),
@@ -167,7 +167,7 @@ def model(name: str, attn_implementation: str, seed: int = 0) -> PreTrainedModel
 
 
 def _draw_weights(made: PreTrainedModel, seed: int) -> None:
-    """Weights for which attention is far from uniform, see ``test_hf_models_are_sharp``."""
+    """Weights for which attention is far from uniform, see ``test_attention_is_sharp``."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in made.named_parameters():

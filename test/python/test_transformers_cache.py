@@ -60,7 +60,7 @@ def repeating_prompt() -> dict[str, Tensor]:
 def generate(name: str, attn: str, cache: object, prompts: dict[str, Tensor], **how: Any) -> Any:
     return model(name, attn).generate(
         **prompts,
-        cache=cache,
+        past_key_values=cache,
         do_sample=False,
         max_new_tokens=NEW_TOKENS,
         return_dict_in_generate=True,
@@ -169,7 +169,7 @@ def test_a_copy_goes_on_by_itself() -> None:
     prompts = ragged_prompts()
     cache = new_cache("gemma3", "mqa", torch.int8)
     with torch.no_grad():
-        model("gemma3", "mqa")(**prompts, cache=cache)
+        model("gemma3", "mqa")(**prompts, past_key_values=cache)
     used = generate("gemma3", "mqa", copy.deepcopy(cache), with_one_more(prompts))
     assert_same(generate("gemma3", "mqa", cache, with_one_more(prompts)), used, atol=0)
 
@@ -248,7 +248,7 @@ def test_memory_is_that_of_the_formula(name: str, dtype: torch.dtype | None) -> 
 def test_a_window_longer_than_the_cache_takes_no_more_than_the_cache() -> None:
     cache = new_cache("gemma3", "mqa", room=WINDOW)
     with torch.no_grad():
-        model("gemma3", "mqa")(hf_models.tokens(1, 5), cache=cache)
+        model("gemma3", "mqa")(hf_models.tokens(1, 5), past_key_values=cache)
     assert cache.is_sliding == [True, False]
     assert [layer.keys.shape[2] for layer in cache.layers] == [WINDOW, WINDOW]
 
@@ -308,11 +308,13 @@ def test_compiled_steps_make_their_masks_inside(attn: str, dtype: torch.dtype | 
     compiled, eager = (new_cache("gemma3", attn, dtype) for _ in range(2))
     tokens = hf_models.tokens(2, 5)
     for cache in (compiled, eager):
-        model("gemma3", attn)(tokens, cache=cache)
+        model("gemma3", attn)(tokens, past_key_values=cache)
     for i in range(20):
         token = hf_models.tokens(2, 1, seed=i)
-        wanted = model("gemma3", attn)(token, cache=eager).logits
-        torch.testing.assert_close(step(token, cache=compiled).logits, wanted, atol=1e-5, rtol=0)
+        wanted = model("gemma3", attn)(token, past_key_values=eager).logits
+        torch.testing.assert_close(
+            step(token, past_key_values=compiled).logits, wanted, atol=1e-5, rtol=0
+        )
     assert counter.frame_count == 1
     assert compiled.get_seq_length() == eager.get_seq_length() == 25
 
@@ -336,7 +338,7 @@ def test_rows_are_chosen(dtype: torch.dtype | None, recording: bool) -> None:
     cache = new_cache("gemma3", "mqa", dtype)
     if recording:
         cache.activate_past_recording()
-    model("gemma3", "mqa")(**prompts, cache=cache)
+    model("gemma3", "mqa")(**prompts, past_key_values=cache)
     rows = torch.tensor([1, 1, 2, 2])
     cache.batch_select_indices(torch.tensor([False, True, True]))
     assert cache.batch_size == 2
@@ -346,9 +348,9 @@ def test_rows_are_chosen(dtype: torch.dtype | None, recording: bool) -> None:
     longer = with_one_more({key: value[:3] for key, value in chosen.items()})
     longer = {key: torch.cat([value, value[2:]]) for key, value in longer.items()}
     fresh = new_cache("gemma3", "mqa", dtype)
-    model("gemma3", "mqa")(**chosen, cache=fresh)
+    model("gemma3", "mqa")(**chosen, past_key_values=fresh)
     step = {"input_ids": longer["input_ids"][:, -1:], "attention_mask": longer["attention_mask"]}
-    got, wanted = (model("gemma3", "mqa")(**step, cache=c).logits for c in (cache, fresh))
+    got, wanted = (model("gemma3", "mqa")(**step, past_key_values=c).logits for c in (cache, fresh))
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=0)
 
 
@@ -360,14 +362,16 @@ def test_crop_takes_back_all_of_the_last_forward(attn: str, before: int, block: 
     cache, fresh = new_cache("gemma3", attn), new_cache("gemma3", attn)
     cache.activate_past_recording()
     for c in (cache, fresh):
-        model("gemma3", attn)(tokens, cache=c)
+        model("gemma3", attn)(tokens, past_key_values=c)
     for _ in range(2):
-        model("gemma3", attn)(hf_models.tokens(2, block, seed=2), cache=cache)
+        model("gemma3", attn)(hf_models.tokens(2, block, seed=2), past_key_values=cache)
         cache.crop(-block)
     assert cache.get_seq_length() == before
     for i in range(3):
         token = hf_models.tokens(2, 1, seed=i)
-        got, wanted = (model("gemma3", attn)(token, cache=c).logits for c in (cache, fresh))
+        got, wanted = (
+            model("gemma3", attn)(token, past_key_values=c).logits for c in (cache, fresh)
+        )
         torch.testing.assert_close(got, wanted, atol=1e-5, rtol=0)
 
 
@@ -375,19 +379,21 @@ def test_crop_takes_back_all_of_the_last_forward(attn: str, before: int, block: 
 def test_crop_needs_no_recording_before_the_window_is_full() -> None:
     cache, fresh = new_cache("gemma3", "mqa"), new_cache("gemma3", "mqa")
     tokens = hf_models.tokens(2, WINDOW)
-    model("gemma3", "mqa")(tokens, cache=cache)
+    model("gemma3", "mqa")(tokens, past_key_values=cache)
     cache.crop(-3)
-    model("gemma3", "mqa")(tokens[:, : WINDOW - 3], cache=fresh)
+    model("gemma3", "mqa")(tokens[:, : WINDOW - 3], past_key_values=fresh)
     for i in range(WINDOW):
         token = hf_models.tokens(2, 1, seed=i)
-        got, wanted = (model("gemma3", "mqa")(token, cache=c).logits for c in (cache, fresh))
+        got, wanted = (
+            model("gemma3", "mqa")(token, past_key_values=c).logits for c in (cache, fresh)
+        )
         torch.testing.assert_close(got, wanted, atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
 def test_crop_refuses_what_it_cannot_do_and_changes_nothing() -> None:
     cache = new_cache("gemma3", "mqa")
-    model("gemma3", "mqa")(hf_models.tokens(2, WINDOW + 1), cache=cache)
+    model("gemma3", "mqa")(hf_models.tokens(2, WINDOW + 1), past_key_values=cache)
     before = [tensor.clone() for tensor in memory(cache)]
     with pytest.raises(ValueError, match=r"MQACache\.crop: expected at most 0 tokens .* got -2$"):
         cache.crop(-2)
@@ -407,16 +413,16 @@ def test_a_full_cache_refuses_and_stays_as_it_is(name: str) -> None:
     with pytest.raises(ValueError, match=r"MQACache is full: .* 12 .* got 0 .* and 13 new$"):
         generate(name, "mqa", cache, ragged_prompts())
     assert not cache.layers[0].is_initialized
-    model(name, "mqa")(hf_models.tokens(2, 10), cache=cache)
+    model(name, "mqa")(hf_models.tokens(2, 10), past_key_values=cache)
     before = [tensor.clone() for tensor in memory(cache)]
     with pytest.raises(ValueError, match=r"MQACache is full: .* 12 .* got 10 .* and 3 new$"):
         cache.update(*torch.randn(2, 2, 1, 3, 16), 0)
     with pytest.raises(ValueError, match=r"MQACache is full: .* got 10 .* and 3 new$"):
-        model(name, "mqa")(hf_models.tokens(2, 3), cache=cache)
+        model(name, "mqa")(hf_models.tokens(2, 3), past_key_values=cache)
     assert all(map(torch.equal, memory(cache), before))
     assert cache.get_seq_length() == 10
     assert cache.get_max_length() == 12
-    model(name, "mqa")(hf_models.tokens(2, 2), cache=cache)  # there's room for these
+    model(name, "mqa")(hf_models.tokens(2, 2), past_key_values=cache)  # there's room for these
 
 
 def test_compiled_generate_refuses_too() -> None:
@@ -440,9 +446,9 @@ def test_eight_bits_need_our_attention(attn: str) -> None:
 @pytest.mark.parametrize("name", ["mistral", "llama-mqa"])
 def test_another_batch_needs_another_cache(name: str) -> None:
     cache = new_cache(name, "mqa")
-    model(name, "mqa")(hf_models.tokens(2, 4), cache=cache)
+    model(name, "mqa")(hf_models.tokens(2, 4), past_key_values=cache)
     with pytest.raises(ValueError, match=r"MQACache: expected a batch of 2, .* got 3$"):
-        model(name, "mqa")(hf_models.tokens(3, 4), cache=cache)
+        model(name, "mqa")(hf_models.tokens(3, 4), past_key_values=cache)
 
 
 def test_bad_arguments() -> None:

@@ -17,8 +17,6 @@ _UNSUPPORTED = {
     "indices": "sparse attention to chosen keys",
     "block_indices": "sparse attention to chosen blocks",
     "sinks": "sinks that depend on the query",
-    "block_table": "the paged cache of continuous batching",
-    "read_index": "the paged cache of continuous batching",
 }
 
 

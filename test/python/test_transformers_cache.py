@@ -251,6 +251,9 @@ def test_a_window_longer_than_the_cache_takes_no_more_than_the_cache() -> None:
         model("gemma3", "mqa")(hf_models.tokens(1, 5), past_key_values=cache)
     assert cache.is_sliding == [True, False]
     assert [layer.keys.shape[2] for layer in cache.layers] == [WINDOW, WINDOW]
+    returned = cache.update(*torch.randn(2, 1, 1, 2, 16), 0)
+    assert [x.data_ptr() for x in returned] == [x.data_ptr() for x in memory(cache)[:2]]
+    cache.layers[0].crop(-2)
 
 
 @pytest.mark.parametrize("dtype", [None, *EIGHT_BIT])

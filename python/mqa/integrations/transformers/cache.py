@@ -1,28 +1,27 @@
 """The key-value cache that `generate` takes."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
-from transformers.cache_utils import (
-    Cache,
-    DummyLayer,
-    StaticCache,
-    StaticLayer,
-    StaticSlidingWindowLayer,
-)
+from transformers import PreTrainedConfig, cache_utils
+from transformers.cache_utils import Cache, StaticCache, StaticLayer, StaticSlidingWindowLayer
 
 from mqa.integrations.transformers.cache_layers import FullLayer, SlotsLayer
 from mqa.integrations.transformers.cache_sliding import ATTENTION, SlidingLayer
 from mqa.integrations.transformers.cache_slots import EIGHT_BIT
+
+# For layers that share the keys of another one; transformers before 5.23 leaves them out.
+DummyLayer: Any = getattr(cache_utils, "DummyLayer", ())
 
 
 class MQACache(Cache):
     """A cache of fixed size, written in place by `mqa::kv_append`.
 
     Memory is allocated once, with the first forward: `max_cache_len` slots in layers that attend to
-    everything, the window's in sliding layers. `model.generate(cache=...)` (`past_key_values=` in
-    older versions) takes it with any attention implementation; `reset()` makes it ready for another
-    prompt.
+    everything, the window's in sliding layers. `model.generate(past_key_values=...)`, since
+    transformers 5.24 also `cache=...`, takes it with any attention implementation; `reset()` makes
+    it ready for another prompt.
 
     Args:
         config: the model's configuration.
@@ -43,7 +42,7 @@ class MQACache(Cache):
         >>> model = LlamaForCausalLM(config).eval()
         >>> cache = MQACache(model.config, max_cache_len=8)
         >>> prompt = torch.tensor([[5, 7]])
-        >>> tokens = model.generate(prompt, cache=cache, min_length=8, max_length=8)
+        >>> tokens = model.generate(prompt, past_key_values=cache, min_length=8, max_length=8)
         >>> tokens.shape, cache.get_seq_length(), cache.nbytes  # 2 layers * 2 sides * 8 * 16 * 4
         (torch.Size([1, 8]), 7, 2048)
     """
@@ -72,8 +71,8 @@ class MQACache(Cache):
         layers = StaticCache(self._config, max_cache_len).layers
         super().__init__(layers=[self._layer(layer, max_cache_len) for layer in layers])
 
-    def _layer(self, layer: object, max_cache_len: int) -> SlotsLayer | DummyLayer:
-        if isinstance(layer, DummyLayer):  # shares the keys of another layer
+    def _layer(self, layer: object, max_cache_len: int) -> Any:
+        if isinstance(layer, DummyLayer):
             return layer
         if type(layer) is StaticLayer:
             return FullLayer(max_cache_len, self._cache_dtype, is_sliding=False)

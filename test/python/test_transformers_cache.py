@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,7 @@ MODES: dict[str, dict[str, Any]] = {
     "beam": {"num_beams": 3},
     "chunked": {"prefill_chunk_size": 5},
 }
+MORE_MODES = ["beam", "chunked"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -62,10 +64,9 @@ def generate(name: str, attn: str, cache: object, prompts: dict[str, Tensor], **
         **prompts,
         past_key_values=cache,
         do_sample=False,
-        max_new_tokens=NEW_TOKENS,
         return_dict_in_generate=True,
         output_logits=True,
-        **how,
+        **{"max_new_tokens": NEW_TOKENS, **how},
     )
 
 
@@ -95,8 +96,10 @@ def memory(cache: MQACache) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("attn", ["eager", "mqa"])
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [*((name, "greedy") for name in NAMES), *itertools.product(["gemma3", "mistral"], MORE_MODES)],
+)
 def test_tokens_and_logits_of_the_dynamic_cache(name: str, mode: str, attn: str) -> None:
     cache = new_cache(name, attn)
     got = generate(name, attn, cache, ragged_prompts(), **MODES[mode])
@@ -199,9 +202,11 @@ def rounded(keys: Tensor, values: Tensor, dtype: torch.dtype) -> tuple[Tensor, T
     return tuple(c.float() * s[..., None] for c, s in zip(caches, scales, strict=True))
 
 
-@pytest.mark.parametrize("mode", ["greedy", "beam", "chunked"])
 @pytest.mark.parametrize("dtype", EIGHT_BIT)
-@pytest.mark.parametrize("name", [*BOTH_KINDS, "gpt_bigcode-mqa"])
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [*itertools.product(["gemma3"], MODES), ("gpt_oss", "greedy"), ("gpt_bigcode-mqa", "greedy")],
+)
 def test_eight_bits_are_those_of_rounded_keys(name: str, dtype: torch.dtype, mode: str) -> None:
     how = {} if mode == "chunked" else MODES[mode]
     wanted = generate(name, "eager", RoundedCache(config(name), dtype), ragged_prompts(), **how)
@@ -292,32 +297,37 @@ def test_compiled_generate() -> None:
     compiled._compile_all_devices = True
     prompts = repeating_prompt()
     wanted = generate("gemma3", "mqa", new_cache("gemma3", "mqa"), prompts)
-    cache = new_cache("gemma3", "mqa")
+    room = 26 + NEW_TOKENS - 1
+    cache = new_cache("gemma3", "mqa", room=room)
     got = generate("gemma3", "mqa", cache, prompts, compile_config=compiled)
     addresses = [tensor.data_ptr() for tensor in memory(cache)]
     assert_same(got, wanted)
     assert counter.frame_count == 1
     cache.reset()
     assert_same(generate("gemma3", "mqa", cache, prompts, compile_config=compiled), wanted)
+    cache.reset()
+    longer = {"compile_config": compiled, "max_new_tokens": NEW_TOKENS + 1}
+    with pytest.raises(
+        ValueError, match=rf"MQACache is full: .* {room} .* got {room} .* and 1 new"
+    ):
+        generate("gemma3", "mqa", cache, prompts, **longer)
     assert counter.frame_count == 1
     assert [tensor.data_ptr() for tensor in memory(cache)] == addresses
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("attn", "dtype"), [("eager", None), ("mqa", torch.int8)])
-def test_compiled_steps_make_their_masks_inside(attn: str, dtype: torch.dtype | None) -> None:
+def test_compiled_steps_make_their_masks_inside() -> None:
     counter = Counter("aot_eager")
-    step = torch.compile(model("gemma3", attn).forward, fullgraph=True, backend=counter)
-    compiled, eager = (new_cache("gemma3", attn, dtype) for _ in range(2))
-    tokens = hf_models.tokens(2, 5)
+    whole = model("gemma3", "mqa")
+    step = torch.compile(whole.forward, fullgraph=True, backend=counter)
+    compiled, eager = (new_cache("gemma3", "mqa", torch.int8) for _ in range(2))
     for cache in (compiled, eager):
-        model("gemma3", attn)(tokens, past_key_values=cache)
+        whole(hf_models.tokens(2, 5), past_key_values=cache)
     for i in range(20):
         token = hf_models.tokens(2, 1, seed=i)
-        wanted = model("gemma3", attn)(token, past_key_values=eager).logits
-        torch.testing.assert_close(
-            step(token, past_key_values=compiled).logits, wanted, atol=1e-5, rtol=0
-        )
+        wanted = whole(token, past_key_values=eager).logits
+        got = step(token, past_key_values=compiled).logits
+        torch.testing.assert_close(got, wanted, atol=1e-5, rtol=0)
     assert counter.frame_count == 1
     assert compiled.get_seq_length() == eager.get_seq_length() == 25
 
@@ -426,14 +436,6 @@ def test_a_full_cache_refuses_and_stays_as_it_is(name: str) -> None:
     assert cache.get_seq_length() == 10
     assert cache.get_max_length() == 12
     model(name, "mqa")(hf_models.tokens(2, 2), past_key_values=cache)  # there's room for these
-
-
-def test_compiled_generate_refuses_too() -> None:
-    compiled = CompileConfig(backend="eager", mode=None)
-    compiled._compile_all_devices = True
-    cache = new_cache("llama-mqa", "mqa", room=16)
-    with pytest.raises(ValueError, match=r"MQACache is full: .* 16 .* got 16 .* and 1 new$"):
-        generate("llama-mqa", "mqa", cache, ragged_prompts(), compile_config=compiled)
 
 
 @pytest.mark.parametrize("attn", ["eager", "sdpa"])

@@ -23,8 +23,8 @@ std::unique_ptr<Model> load_model(const std::string& path) {
 
 nlohmann::json Model::read_files(std::unordered_map<std::string, std::string> files) {
   auto config = nlohmann::json::parse(files["config.json"]);
-  num_heads_ = config.at("num_heads").get<int64_t>();
   vocab_size_ = config.at("vocab_size").get<int64_t>();
+  num_heads_ = config.at("num_heads").get<int64_t>();
   max_position_ = config.at("max_position").get<int64_t>();
   eos_token_ids_ = config.at("eos_token_ids").get<std::vector<int64_t>>();
   tokenizer_json_ = std::move(files["tokenizer.json"]);

@@ -36,6 +36,7 @@ class Exported:
         self,
         folder: Path,
         num_kv_heads: int = 2,
+        max_position: int = 128,
         *,
         tokenizer: Tokenizer | None = None,
         chat_template: mqa.ChatTemplate | None = None,
@@ -44,7 +45,10 @@ class Exported:
         self.tokenizer: Tokenizer = tokenizer or train()
         self.vocab_size = self.tokenizer.get_vocab_size()
         self.model = tiny_decoder(
-            vocab_size=self.vocab_size, max_position=128, num_kv_heads=num_kv_heads, **changes
+            vocab_size=self.vocab_size,
+            max_position=max_position,
+            num_kv_heads=num_kv_heads,
+            **changes,
         )
         self.prompt: list[int] = self.tokenizer.encode(PROMPT).ids
         self.file = folder / "model.pt"
@@ -422,13 +426,17 @@ def test_bad_model_files_are_refused(tmp_path: Path) -> None:
     )
 
 
+SIZES = '{"vocab_size": 9, "num_heads": 1, "max_position": 9, "eos_token_ids": []}'
+
+
 @pytest.mark.parametrize(
     ("extra_files", "sentence"),
     [
-        ({}, "cannot read config.json"),
+        ({}, "cannot read the configuration"),
         ({"config.json": "{}"}, "'vocab_size' not found"),
+        ({"config.json": SIZES, "chat.json": "{}"}, "'before' not found"),
         (
-            {"config.json": '{"vocab_size": 9, "max_position": 9, "eos_token_ids": []}'},
+            {"config.json": SIZES},
             "generate: The size of tensor a (3) must match the size of tensor b (4) "
             "at non-singleton dimension 0",
         ),
@@ -440,6 +448,14 @@ def test_models_that_fail_are_reported_in_a_sentence(
     file = tmp_path / "model.pt"
     torch.jit.script(FailingModel()).save(str(file), _extra_files=extra_files)
     assert sentence in refuse(file, tokens=1, max_new_tokens=2)
+
+
+def test_a_model_without_a_choice_of_caches(tmp_path: Path) -> None:
+    file = tmp_path / "model.pt"
+    torch.jit.script(FailingModel()).save(str(file), _extra_files={"config.json": SIZES})
+    assert refuse(file, tokens=1, max_new_tokens=2, cache_dtype="int8") == (
+        "generate: the model has no choice of --cache-dtype: export it again with this mqa"
+    )
 
 
 def test_a_model_with_another_kind_of_tokenizer_is_refused(

@@ -27,16 +27,21 @@ AotiModel::AotiModel(const std::string& path) {
     throw UserError("expected a model exported by mqa.export_aoti, got " + path +
                     " without config.json");
   }
-  const auto config = nlohmann::json::parse(files["config.json"]);
-  read_config(config);
-  tokenizer_json_ = files["tokenizer.json"];
+  const auto config = read_files(std::move(files));
   num_caches_ = 2 * config.at("num_layers").get<int64_t>();
   num_kv_heads_ = config.at("num_kv_heads").get<int64_t>();
   head_dim_ = config.at("head_dim").get<int64_t>();
   dtype_ = kDtypes.at(config.at("dtype").get<std::string>());
 }
 
-Model::Cache AotiModel::new_cache(int64_t capacity) {
+void AotiModel::convert_kv_heads(int64_t /*num_kv_heads*/) {
+  throw UserError("compiled code has fixed --kv-heads: mqa.convert the model before the export");
+}
+
+Model::Cache AotiModel::new_cache(int64_t capacity, const std::string& dtype) {
+  if (dtype != "auto") {
+    throw UserError("compiled code has a fixed --cache-dtype: expected auto, got " + dtype);
+  }
   Cache cache;
   for (int64_t i = 0; i < num_caches_; ++i) {
     cache.push_back(at::empty({1, num_kv_heads_, capacity, head_dim_}, dtype_));

@@ -13,7 +13,8 @@ class AotiModel : public Model {
  public:
   explicit AotiModel(const std::string& path);
 
-  Cache new_cache(int64_t capacity) override;
+  void convert_kv_heads(int64_t num_kv_heads) override;
+  Cache new_cache(int64_t capacity, const std::string& dtype) override;
   at::Tensor prefill(const std::vector<int64_t>& tokens, const Cache& cache) override;
   at::Tensor decode(int64_t token, int64_t position, const Cache& cache) override;
 

@@ -9,13 +9,16 @@
 #include <optional>
 
 #include "error.h"
+#include "interrupt.h"
 #include "model.h"
 #include "options.h"
 #include "sampler.h"
+#include "text_stream.h"
 #include "tokenizer.h"
-#include "utf8.h"
 
 namespace {
+
+constexpr int kInterruptedExitCode = 130;  // 128 + SIGINT, as shells have it
 
 struct Generation {
   std::vector<int64_t> prompt;
@@ -47,12 +50,27 @@ std::optional<Tokenizer> load_tokenizer(const Model& model) {
   return parse_tokenizer(model.tokenizer_json());
 }
 
-std::vector<int64_t> prompt_tokens(const Options& options, const Model& model,
+std::vector<int64_t> encode_prompt(const Options& options, const Model& model,
                                    const std::optional<Tokenizer>& tokenizer) {
-  if (options.prompt && !tokenizer) {
+  if (!options.prompt) {
+    return options.tokens;
+  }
+  if (!tokenizer) {
     throw UserError("the model has no tokenizer: give the prompt as --tokens");
   }
-  const auto tokens = options.prompt ? tokenizer->encode(*options.prompt) : options.tokens;
+  if (!options.chat) {
+    return tokenizer->encode(*options.prompt);
+  }
+  if (!model.chat()) {
+    throw UserError("the model has no chat template: leave out --chat, or export it with one");
+  }
+  // The template has all that stands around the text.
+  return tokenizer->encode_bare(model.chat()->before + *options.prompt + model.chat()->after);
+}
+
+std::vector<int64_t> prompt_tokens(const Options& options, const Model& model,
+                                   const std::optional<Tokenizer>& tokenizer) {
+  const auto tokens = encode_prompt(options, model, tokenizer);
   if (tokens.empty()) {
     throw UserError("expected a prompt of at least one token, got an empty one");
   }
@@ -86,12 +104,16 @@ Generation generate(Model& model, const std::optional<Tokenizer>& tokenizer,
                     const Options& options) {
   Generation result;
   result.prompt = prompt_tokens(options, model, tokenizer);
-  const Model::Cache cache = model.new_cache(cache_capacity(options, model, result.prompt.size()));
+  const Model::Cache cache =
+      model.new_cache(cache_capacity(options, model, result.prompt.size()), options.cache_dtype);
   for (const at::Tensor& tensor : cache) {
     result.cache_bytes += static_cast<int64_t>(tensor.nbytes());
   }
 
-  Utf8Stream utf8;
+  std::optional<TextStream> stream;
+  if (tokenizer) {
+    stream.emplace(*tokenizer);
+  }
   const auto emit = [&](const std::string& text) {
     result.text += text;
     if (!options.json) {
@@ -99,18 +121,19 @@ Generation generate(Model& model, const std::optional<Tokenizer>& tokenizer,
     }
   };
 
+  catch_interrupt();
   const Stopwatch prefill;
   at::Tensor logits = model.prefill(result.prompt, cache);
   result.prefill_seconds = prefill.seconds();
   auto position = static_cast<int64_t>(result.prompt.size());
   Sampler sampler(options.sampler);
-  while (true) {
+  while (!interrupted()) {
     const int64_t token = sampler.choose(logits);
     if (model.ends_text(token) && !options.ignore_eos) {
       break;
     }
     result.tokens.push_back(token);
-    emit(tokenizer ? utf8.push(tokenizer->decode(token)) : std::to_string(token) + ' ');
+    emit(stream ? stream->push(token) : std::to_string(token) + ' ');
     if (std::ssize(result.tokens) == options.max_new_tokens) {
       break;
     }
@@ -119,7 +142,9 @@ Generation generate(Model& model, const std::optional<Tokenizer>& tokenizer,
     result.decode_seconds += decode.seconds();
     ++result.decode_steps;
   }
-  emit(utf8.finish());
+  if (stream) {
+    emit(stream->finish());
+  }
   return result;
 }
 
@@ -149,6 +174,9 @@ void run(const Options& options) {
   }
   const c10::InferenceMode no_gradients;
   const auto model = load_model(options.model);
+  if (options.kv_heads) {
+    model->convert_kv_heads(*options.kv_heads);
+  }
   const Generation result = generate(*model, load_tokenizer(*model), options);
   if (options.json) {
     print_json(result);
@@ -163,6 +191,7 @@ int main(int argc, char** argv) {
   try {
     if (const auto options = parse_options(argc, argv)) {
       run(*options);
+      return interrupted() ? kInterruptedExitCode : 0;
     }
   } catch (const UserError& error) {
     std::cerr << "generate: " << error.what() << '\n';

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <string_view>
+#include <utility>
 
 #include "aoti_model.h"
 #include "error.h"
@@ -16,14 +17,22 @@ std::unique_ptr<Model> load_model(const std::string& path) {
     }
     return std::make_unique<TorchScriptModel>(path);
   } catch (const nlohmann::json::exception& error) {
-    throw UserError("cannot read config.json in " + path + ": " + error.what());
+    throw UserError("cannot read the configuration in " + path + ": " + error.what());
   }
 }
 
-void Model::read_config(const nlohmann::json& config) {
+nlohmann::json Model::read_files(std::unordered_map<std::string, std::string> files) {
+  auto config = nlohmann::json::parse(files["config.json"]);
   vocab_size_ = config.at("vocab_size").get<int64_t>();
+  num_heads_ = config.at("num_heads").get<int64_t>();
   max_position_ = config.at("max_position").get<int64_t>();
   eos_token_ids_ = config.at("eos_token_ids").get<std::vector<int64_t>>();
+  tokenizer_json_ = std::move(files["tokenizer.json"]);
+  if (!files["chat.json"].empty()) {
+    const auto chat = nlohmann::json::parse(files["chat.json"]);
+    chat_ = {chat.at("before").get<std::string>(), chat.at("after").get<std::string>()};
+  }
+  return config;
 }
 
 bool Model::ends_text(int64_t token) const {

@@ -6,18 +6,31 @@
 #include <exception>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
+#include <unordered_map>
 #include <vector>
+
+// What a chat model expects before and after the user's message.
+struct ChatFrame {
+  std::string before;
+  std::string after;
+};
 
 // A decoder exported from Python, run for one sequence at a time.
 class Model {
  public:
-  using Cache = std::vector<at::Tensor>;  // [key_0, value_0, key_1, ...], each [1, H_kv, S, D]
+  // [key_0, value_0, key_1, ...], each [1, H_kv, S, D]; then any scales.
+  using Cache = std::vector<at::Tensor>;
 
   virtual ~Model() = default;
 
-  // A cache of `capacity` slots.
-  virtual Cache new_cache(int64_t capacity) = 0;
+  // Changes the number of KV heads as mqa.convert does. Throws UserError if that cannot be done.
+  virtual void convert_kv_heads(int64_t num_kv_heads) = 0;
+
+  // A cache of `capacity` slots; the `dtype` "auto" is that of the weights. Throws UserError for a
+  // dtype that the model's caches cannot have.
+  virtual Cache new_cache(int64_t capacity, const std::string& dtype) = 0;
 
   // Puts the tokens into the slots from 0 on. Returns the logits [vocab_size] after the last one.
   virtual at::Tensor prefill(const std::vector<int64_t>& tokens, const Cache& cache) = 0;
@@ -29,13 +42,19 @@ class Model {
   int64_t max_position() const { return max_position_; }
   bool ends_text(int64_t token) const;
   const std::string& tokenizer_json() const { return tokenizer_json_; }  // empty if there is none
+  const std::optional<ChatFrame>& chat() const { return chat_; }
 
  protected:
-  void read_config(const nlohmann::json& config);
+  // Reads the files that travel along with the model, by name: config.json and, if there are any,
+  // tokenizer.json and chat.json. Returns the configuration.
+  nlohmann::json read_files(std::unordered_map<std::string, std::string> files);
 
-  std::string tokenizer_json_;
+  int64_t num_heads() const { return num_heads_; }
 
  private:
+  std::string tokenizer_json_;
+  std::optional<ChatFrame> chat_;
+  int64_t num_heads_ = 0;
   int64_t vocab_size_ = 0;
   int64_t max_position_ = 0;
   std::vector<int64_t> eos_token_ids_;

@@ -3,15 +3,25 @@
 #include <CLI/CLI.hpp>
 #include <cmath>
 #include <fstream>
+#include <iostream>
 #include <iterator>
 
 #include "error.h"
 
 namespace {
 
+constexpr const char* kStandardInput = "-";
+
 std::string read_file(const std::string& path) {
+  if (path == kStandardInput) {
+    return {std::istreambuf_iterator<char>(std::cin), {}};
+  }
   std::ifstream file(path, std::ios::binary);
   return {std::istreambuf_iterator<char>(file), {}};
+}
+
+std::string check_readable(const std::string& path) {
+  return path == kStandardInput ? std::string() : CLI::ExistingFile(path);
 }
 
 // CLI11's own checks print the bounds of a range with hundreds of digits.
@@ -48,11 +58,15 @@ std::optional<Options> parse_options(int argc, char** argv) {
   CLI::App& prompt = *app.add_option_group("Prompt", "Exactly one of these:");
   prompt.require_option(1);
   prompt.add_option("--prompt", options.prompt, "The text to continue");
-  prompt.add_option("--prompt-file", prompt_file, "A file with the text to continue")
-      ->check(CLI::ExistingFile);
-  prompt.add_option("--tokens", options.tokens, "Token ids to continue, such as 1,2,3")
-      ->delimiter(',')
-      ->check(from_0);
+  prompt
+      .add_option("--prompt-file", prompt_file, "A file with the text to continue; - reads stdin")
+      ->check(check_readable);
+  auto* const tokens =
+      prompt.add_option("--tokens", options.tokens, "Token ids to continue, such as 1,2,3")
+          ->delimiter(',')
+          ->check(from_0);
+  app.add_flag("--chat", options.chat, "The prompt is a message to a chat model, which answers it")
+      ->excludes(tokens);
 
   app.add_option("--max-new-tokens", options.max_new_tokens, "When to stop at the latest")
       ->check(from_1)
@@ -68,8 +82,15 @@ std::optional<Options> parse_options(int argc, char** argv) {
   app.add_option("--seed", options.sampler.seed, "Of the random numbers")
       ->check(from_0)
       ->capture_default_str();
+  app.add_option("--kv-heads", options.kv_heads,
+                 "Convert the model to that many KV heads (means of its own, or repetitions)")
+      ->check(from_1);
   app.add_option("--capacity", options.capacity, "Slots of the cache; by default as many as needed")
       ->check(from_1);
+  app.add_option("--cache-dtype", options.cache_dtype,
+                 "Elements of the cache; auto: as the weights")
+      ->check(CLI::IsMember({"auto", "int8", "float8_e4m3fn"}))
+      ->capture_default_str();
   app.add_option("--threads", options.threads, "Threads to compute with")->check(threads);
   app.add_flag("--ignore-eos", options.ignore_eos, "Go on after an end-of-text token");
   app.add_flag("--json", options.json, "Print one JSON object at the end instead of the text");

@@ -1,31 +1,28 @@
 #pragma once
 
+#include <functional>
 #include <nlohmann/json.hpp>
-#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
-
-#include "regex.h"
 
 // Cuts text into the words that byte-pair encoding works on: the "pre_tokenizer" of a
 // tokenizer.json.
 class PreTokenizer {
  public:
-  // Takes ByteLevel, Digits, isolating Split, and a Sequence of them that ends with ByteLevel;
-  // throws UserError for anything else.
+  // Takes ByteLevel, Digits, Metaspace, Split, a Sequence of them, and null, which makes the text
+  // one word; throws UserError for anything else.
   explicit PreTokenizer(const nlohmann::json& config);
 
-  // `text` must be valid UTF-8.
-  std::vector<std::string> split(std::string_view text) const;
+  // The words of `text`, which must be valid UTF-8. Some pre_tokenizers treat the beginning of the
+  // whole text in a way of their own: `begins_text` says whether that is where `text` stands.
+  std::vector<std::string> split(std::string_view text, bool begins_text) const;
 
  private:
-  struct Step {
-    bool add_prefix_space;
-    std::optional<Regex> regex;
-  };
+  // Cuts a word further.
+  using Step = std::function<std::vector<std::string>(const std::string& word, bool begins_text)>;
+
   void add_steps(const nlohmann::json& config);
 
   std::vector<Step> steps_;
-  bool byte_level_ = false;
 };

@@ -26,12 +26,12 @@ Regex::Regex(const std::string& pattern) {
   }
 }
 
-std::vector<std::string_view> Regex::split(std::string_view text) const {
+std::vector<Regex::Piece> Regex::split(std::string_view text) const {
   const std::unique_ptr<pcre2_match_data, decltype(&pcre2_match_data_free)> match(
       pcre2_match_data_create_from_pattern(code_.get(), nullptr), &pcre2_match_data_free);
   const PCRE2_SIZE* bounds = pcre2_get_ovector_pointer(match.get());
 
-  std::vector<std::string_view> pieces;
+  std::vector<Piece> pieces;
   size_t begin = 0;
   while (begin < text.size()) {
     const int result =
@@ -44,13 +44,13 @@ std::vector<std::string_view> Regex::split(std::string_view text) const {
       throw UserError("cannot match a regular expression of the tokenizer: " + message_of(result));
     }
     if (bounds[0] > begin) {
-      pieces.push_back(text.substr(begin, bounds[0] - begin));
+      pieces.push_back({text.substr(begin, bounds[0] - begin), false});
     }
-    pieces.push_back(text.substr(bounds[0], bounds[1] - bounds[0]));
+    pieces.push_back({text.substr(bounds[0], bounds[1] - bounds[0]), true});
     begin = bounds[1];
   }
   if (begin < text.size()) {
-    pieces.push_back(text.substr(begin));
+    pieces.push_back({text.substr(begin), false});
   }
   return pieces;
 }

@@ -14,9 +14,14 @@ class Regex {
   // Throws UserError if `pattern` is not a regular expression.
   explicit Regex(const std::string& pattern);
 
+  struct Piece {
+    std::string_view text;
+    bool is_match;
+  };
+
   // Cuts `text`, which must be valid UTF-8, before and after every match. The pieces, matches and
   // what lies between them, follow each other without a gap; none is empty.
-  std::vector<std::string_view> split(std::string_view text) const;
+  std::vector<Piece> split(std::string_view text) const;
 
  private:
   struct Free {

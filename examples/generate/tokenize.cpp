@@ -6,8 +6,8 @@
 #include <sstream>
 
 #include "error.h"
+#include "text_stream.h"
 #include "tokenizer.h"
-#include "utf8.h"
 
 namespace {
 
@@ -22,10 +22,10 @@ Tokenizer load(const std::string& path) {
 }
 
 std::string decode(const Tokenizer& tokenizer, const std::vector<int64_t>& ids) {
-  Utf8Stream stream;
+  TextStream stream(tokenizer);
   std::string text;
   for (const int64_t id : ids) {
-    text += stream.push(tokenizer.decode(id));
+    text += stream.push(id);
   }
   return text + stream.finish();
 }

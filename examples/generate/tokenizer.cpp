@@ -1,7 +1,5 @@
 #include "tokenizer.h"
 
-#include <algorithm>
-
 #include "error.h"
 #include "utf8.h"
 
@@ -14,21 +12,15 @@ void append(std::vector<int64_t>& ids, const std::vector<int64_t>& more) {
 }  // namespace
 
 Tokenizer::Tokenizer(const nlohmann::json& config)
-    : bpe_(config.at("model")), pre_tokenizer_(config.at("pre_tokenizer")) {
-  if (!config.at("normalizer").is_null()) {
-    throw UserError("expected a tokenizer without a normalizer, got " +
-                    config.at("normalizer").dump());
-  }
-  const nlohmann::json& decoder = config.at("decoder");
-  if (decoder.is_null() || decoder.at("type") != "ByteLevel") {
-    throw UserError("expected a tokenizer with a ByteLevel decoder, got " + decoder.dump());
-  }
+    : bpe_(config.at("model")),
+      normalizer_(config.at("normalizer")),
+      pre_tokenizer_(config.at("pre_tokenizer")),
+      decoder_(config.at("decoder")) {
   read_added_tokens(config.at("added_tokens"));
   read_post_processor(config.at("post_processor"));
 }
 
 void Tokenizer::read_added_tokens(const nlohmann::json& added_tokens) {
-  std::vector<std::string> contents;
   for (const nlohmann::json& token : added_tokens) {
     for (const char* option : {"single_word", "lstrip", "rstrip"}) {
       if (token.value(option, false)) {
@@ -36,25 +28,13 @@ void Tokenizer::read_added_tokens(const nlohmann::json& added_tokens) {
                         ", got " + token.dump());
       }
     }
+    const bool normalized = token.at("normalized");
     const auto content = token.at("content").get<std::string>();
+    const std::string spelling = normalized ? normalizer_(content) : content;
     const auto id = token.at("id").get<int64_t>();
-    contents.push_back(content);
-    added_ids_[content] = id;
-    added_text_[id] = token.at("special") ? std::string() : content;
+    (normalized ? added_normalized_ : added_).add(spelling, id);
+    added_text_[id] = token.at("special") ? std::string() : spelling;
   }
-  if (contents.empty()) {
-    return;
-  }
-  // Of two tokens that begin at the same place, the longer one is meant.
-  std::ranges::stable_sort(contents, std::greater<>(), &std::string::size);
-  std::string pattern;
-  for (const std::string& content : contents) {
-    if (!pattern.empty()) {
-      pattern += '|';
-    }
-    pattern += regex_escape(content);
-  }
-  added_regex_.emplace(pattern);
 }
 
 // Only a template adds tokens to a single text.
@@ -86,27 +66,41 @@ void Tokenizer::read_post_processor(const nlohmann::json& config) {
 }
 
 std::vector<int64_t> Tokenizer::encode(std::string_view text) const {
+  std::vector<int64_t> ids = prefix_;
+  append(ids, encode_bare(text));
+  append(ids, suffix_);
+  return ids;
+}
+
+std::vector<int64_t> Tokenizer::encode_bare(std::string_view text) const {
   if (!is_utf8(text)) {
     throw UserError("expected the text to be valid UTF-8");
   }
-  std::vector<int64_t> ids = prefix_;
-  const auto pieces = added_regex_ ? added_regex_->split(text) : std::vector{text};
-  for (const std::string_view piece : pieces) {
-    if (const auto added = added_ids_.find(piece); added != added_ids_.end()) {
-      ids.push_back(added->second);
+  std::vector<int64_t> ids;
+  for (const auto& [raw, added_id] : added_.split(text)) {
+    if (added_id) {
+      ids.push_back(*added_id);
       continue;
     }
-    for (const std::string& word : pre_tokenizer_.split(piece)) {
-      append(ids, bpe_.encode(word));
+    bool begins_text = raw.data() == text.data();
+    const std::string normalized = normalizer_(std::string(raw));
+    for (const auto& [piece, normalized_id] : added_normalized_.split(normalized)) {
+      if (normalized_id) {
+        ids.push_back(*normalized_id);
+      } else {
+        for (const std::string& word : pre_tokenizer_.split(piece, begins_text)) {
+          append(ids, bpe_.encode(word));
+        }
+      }
+      begins_text = false;
     }
   }
-  append(ids, suffix_);
   return ids;
 }
 
 std::string Tokenizer::decode(int64_t id) const {
   const auto added = added_text_.find(id);
-  return added == added_text_.end() ? bpe_.decode(id) : added->second;
+  return decoder_(added == added_text_.end() ? bpe_.token(id) : added->second);
 }
 
 Tokenizer parse_tokenizer(const std::string& json_text) {

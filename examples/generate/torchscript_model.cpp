@@ -4,9 +4,10 @@
 #include <torch/csrc/jit/serialization/import.h>
 
 #include "error.h"
+#include "kv_heads.h"
 
 TorchScriptModel::TorchScriptModel(const std::string& path) {
-  torch::jit::ExtraFilesMap files{{"config.json", ""}, {"tokenizer.json", ""}};
+  torch::jit::ExtraFilesMap files{{"config.json", ""}, {"tokenizer.json", ""}, {"chat.json", ""}};
   try {
     module_ = torch::jit::load(path, at::kCPU, files);
   } catch (const std::exception& error) {
@@ -18,12 +19,23 @@ TorchScriptModel::TorchScriptModel(const std::string& path) {
                       " without a method " + method);
     }
   }
-  read_config(nlohmann::json::parse(files["config.json"]));
-  tokenizer_json_ = files["tokenizer.json"];
+  read_files(std::move(files));
 }
 
-Model::Cache TorchScriptModel::new_cache(int64_t capacity) {
-  return module_.get_method("new_cache")({int64_t{1}, capacity}).toTensorVector();
+void TorchScriptModel::convert_kv_heads(int64_t num_kv_heads) {
+  ::convert_kv_heads(module_, num_heads(), num_kv_heads);
+}
+
+Model::Cache TorchScriptModel::new_cache(int64_t capacity, const std::string& dtype) {
+  auto new_cache = module_.get_method("new_cache");
+  std::vector<c10::IValue> arguments{int64_t{1}, capacity};
+  if (dtype != "auto") {
+    if (!new_cache.function().getSchema().argumentIndexWithName("dtype")) {
+      throw UserError("the model has no choice of --cache-dtype: export it again with this mqa");
+    }
+    arguments.emplace_back(dtype);
+  }
+  return new_cache(arguments).toTensorVector();
 }
 
 at::Tensor TorchScriptModel::prefill(const std::vector<int64_t>& tokens, const Cache& cache) {

@@ -72,3 +72,13 @@ bool is_utf8(std::string_view text) {
   }
   return true;
 }
+
+std::vector<std::string_view> characters(std::string_view text) {
+  std::vector<std::string_view> result;
+  while (!text.empty()) {
+    const size_t length = first_sequence(text).length;
+    result.push_back(text.substr(0, length));
+    text.remove_prefix(length);
+  }
+  return result;
+}

@@ -2,6 +2,7 @@
 
 #include <string>
 #include <string_view>
+#include <vector>
 
 // Turns a stream of bytes, cut anywhere, into pieces of valid UTF-8. A token of a byte-level
 // tokenizer may end in the middle of a character; bytes that can no longer become a character are
@@ -19,3 +20,6 @@ class Utf8Stream {
 };
 
 bool is_utf8(std::string_view text);
+
+// The characters of `text`, which must be valid UTF-8.
+std::vector<std::string_view> characters(std::string_view text);

@@ -2,6 +2,7 @@
 
 from mqa._library import cmake_prefix_path as cmake_prefix_path
 from mqa.cache import KVCache as KVCache
+from mqa.chat import ChatTemplate as ChatTemplate
 from mqa.config import DecoderConfig as DecoderConfig
 from mqa.convert import convert as convert
 from mqa.decoder import Decoder as Decoder

@@ -10,10 +10,16 @@ import torch._inductor
 from torch import Tensor, nn
 from torch.export import Dim
 
+from mqa.chat import ChatTemplate
 from mqa.decoder import Decoder
 
 
-def export_torchscript(model: Decoder, path: str | Path, tokenizer_json: str | None = None) -> None:
+def export_torchscript(
+    model: Decoder,
+    path: str | Path,
+    tokenizer_json: str | None = None,
+    chat_template: ChatTemplate | None = None,
+) -> None:
     """Write `model` to one `.pt` file for `torch.jit.load`, in Python or C++.
 
     The scripted module has the methods `new_cache(batch, capacity)`, `prefill(tokens, lengths,
@@ -25,16 +31,23 @@ def export_torchscript(model: Decoder, path: str | Path, tokenizer_json: str | N
             caller's list, which a scripted module called from Python cannot do.)
         path: the file to write.
         tokenizer_json: the text of a Hugging Face `tokenizer.json`, stored as an extra file.
+        chat_template: how to ask a chat model. The extra file `chat.json` holds what it puts
+            `before` and `after` the first message of a user, so that C++ needs no Jinja.
 
     Raises:
-        ValueError: the model uses another attention, or the tokenizer is not that of
-            Hugging Face's `tokenizers`.
+        ValueError: the model uses another attention, the tokenizer is not that of Hugging Face's
+            `tokenizers`, or the chat template has no single place for a message.
     """
-    files = _extra_files("export_torchscript", model, tokenizer_json)
+    files = _extra_files("export_torchscript", model, tokenizer_json, chat_template)
     torch.jit.save(torch.jit.script(_frozen(model)), str(path), _extra_files=files)
 
 
-def export_aoti(model: Decoder, path: str | Path, tokenizer_json: str | None = None) -> None:
+def export_aoti(
+    model: Decoder,
+    path: str | Path,
+    tokenizer_json: str | None = None,
+    chat_template: ChatTemplate | None = None,
+) -> None:
     """Compile `model` with AOTInductor into one `.pt2` file, for Python or C++.
 
     `torch._inductor.aoti_load_package` gives its only function `f(tokens, lengths, positions,
@@ -42,7 +55,7 @@ def export_aoti(model: Decoder, path: str | Path, tokenizer_json: str | None = N
     the tensors in one list, `[tokens, lengths, positions, key_0, value_0, ...]`, to
     `torch::inductor::AOTIModelPackageLoader::run`. The caches are written in place; tokens, lengths
     and positions out of range are an error before that. The loader's metadata hold `config.json`,
-    with the fields of `DecoderConfig` and `dtype`, and `tokenizer.json`.
+    with the fields of `DecoderConfig` and `dtype`, `tokenizer.json` and `chat.json`.
 
     It takes a C++ compiler and a minute or more. The file is made for CPUs like the one it is
     compiled on and for this version of torch.
@@ -52,12 +65,14 @@ def export_aoti(model: Decoder, path: str | Path, tokenizer_json: str | None = N
             replaced, so they cannot be written in place.)
         path: the file to write; its name ends in `.pt2`.
         tokenizer_json: the text of a Hugging Face `tokenizer.json`, stored in the metadata.
+        chat_template: how to ask a chat model, as for `export_torchscript`.
 
     Raises:
         ValueError: the model uses another attention or another device, the file would not be named
-            `.pt2`, or the tokenizer is not that of Hugging Face's `tokenizers`.
+            `.pt2`, the tokenizer is not that of Hugging Face's `tokenizers`, or the chat template
+            has no single place for a message.
     """
-    metadata = _extra_files("export_aoti", model, tokenizer_json)
+    metadata = _extra_files("export_aoti", model, tokenizer_json, chat_template)
     device = model.embed_tokens.weight.device
     if device.type != "cpu":
         raise ValueError(f"export_aoti: expected a model on the CPU, got one on {device}")
@@ -113,7 +128,9 @@ def _frozen(model: Decoder) -> Decoder:
     return Decoder.from_weights(model.config, model.state_dict()).eval()
 
 
-def _extra_files(door: str, model: Decoder, tokenizer_json: str | None) -> dict[str, str]:
+def _extra_files(
+    door: str, model: Decoder, tokenizer_json: str | None, chat_template: ChatTemplate | None
+) -> dict[str, str]:
     """What travels along with the model, by name."""
     if model.config.attention_impl != "mqa":
         raise ValueError(
@@ -125,6 +142,9 @@ def _extra_files(door: str, model: Decoder, tokenizer_json: str | None) -> dict[
     if tokenizer_json is not None:
         _check_tokenizer(door, tokenizer_json)
         files["tokenizer.json"] = tokenizer_json
+    if chat_template is not None:
+        before, after = chat_template.frame()
+        files["chat.json"] = json.dumps({"before": before, "after": after})
     return files
 
 

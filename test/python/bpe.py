@@ -1,9 +1,20 @@
-"""Small byte-level BPE tokenizers, trained on a few sentences."""
+"""Small BPE tokenizers, byte-level and over characters, trained on a few sentences."""
 
-from collections.abc import Collection
+import json
+from collections.abc import Callable, Collection
 from typing import Any
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 SPECIAL_TOKENS = ["<|end|>", "<|im_start|>", "<|im_end|>", "<|im_end|>ed"]
@@ -66,3 +77,86 @@ def train(
     tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
+
+
+# Characters with bytes as a last resort, as in SentencePiece: spaces are written as MARK.
+MARK = "\u2581"
+MARKED_SPACES = normalizers.Replace(" ", MARK)
+MARKED_BEGINNING = normalizers.Sequence([normalizers.Prepend(MARK), MARKED_SPACES])
+TO_TEXT = [decoders.Replace(MARK, " "), decoders.ByteFallback(), decoders.Fuse()]
+TO_STRIPPED_TEXT = [*TO_TEXT, decoders.Strip(" ", 1, 0)]
+BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
+
+
+def train_characters(
+    normalizer: normalizers.Normalizer | None,
+    pre_tokenizer: pre_tokenizers.PreTokenizer | None,
+    decoder: list[decoders.Decoder],
+    **model_options: Any,
+) -> Tokenizer:
+    """A tokenizer that knows the commonest characters of the corpus only."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.normalizer = MARKED_SPACES
+    trainer = trainers.BpeTrainer(
+        vocab_size=500,
+        limit_alphabet=60,
+        special_tokens=["<unk>", "<bos>", *SPECIAL_TOKENS],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    description = json.loads(tokenizer.to_str())
+    model = description["model"]
+    model.update(model_options)
+    if model["byte_fallback"]:
+        first = len(model["vocab"])
+        model["vocab"] |= {token: first + i for i, token in enumerate(BYTE_TOKENS)}
+    tokenizer = Tokenizer.from_str(json.dumps(description))
+    # Found before normalization, and after it.
+    tokenizer.add_tokens([AddedToken("\n" * count, normalized=False) for count in (1, 2, 3)])
+    tokenizer.add_tokens(
+        [AddedToken(text, normalized=True) for text in ("the keeper", "光", "灯台")]
+    )
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizer
+    tokenizer.decoder = decoders.Sequence(decoder)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", tokenizer.token_to_id("<bos>"))]
+    )
+    return Tokenizer.from_str(tokenizer.to_str())  # which normalizes the added tokens anew
+
+
+FALLBACK = {"byte_fallback": True, "fuse_unk": True}
+CHARACTER_TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
+    "gemma": lambda: train_characters(
+        MARKED_SPACES, pre_tokenizers.Split(" ", "merged_with_previous"), TO_TEXT, **FALLBACK
+    ),
+    "llama2": lambda: train_characters(MARKED_BEGINNING, None, TO_STRIPPED_TEXT, **FALLBACK),
+    "metaspace_first": lambda: train_characters(
+        None,
+        pre_tokenizers.Metaspace(MARK, prepend_scheme="first", split=False),
+        TO_STRIPPED_TEXT,
+        **FALLBACK,
+    ),
+    "metaspace_always": lambda: train_characters(
+        None,
+        pre_tokenizers.Metaspace(MARK, prepend_scheme="always", split=True),
+        TO_STRIPPED_TEXT,
+        **FALLBACK,
+    ),
+    "metaspace_never": lambda: train_characters(
+        None,
+        pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(r"[\s,]"), "merged_with_next"),
+                pre_tokenizers.Metaspace(MARK, prepend_scheme="never", split=True),
+            ]
+        ),
+        TO_TEXT,
+        **FALLBACK,
+    ),
+    "merged_with_previous": lambda: train_characters(
+        None, pre_tokenizers.Split(Regex(r"[\se]"), "merged_with_previous"), TO_TEXT, **FALLBACK
+    ),
+    "unknown": lambda: train_characters(MARKED_SPACES, None, TO_TEXT),
+    "fused_unknown": lambda: train_characters(MARKED_SPACES, None, TO_TEXT, fuse_unk=True),
+}

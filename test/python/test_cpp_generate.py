@@ -2,7 +2,9 @@
 
 import json
 import re
+import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 import mqa
-from bpe import BYTES_ONLY, train
+from bpe import BYTE_TOKENS, BYTES_ONLY, CHARACTER_TOKENIZERS, MARK, train
 from decoders import tiny_decoder
 from programs import generate_command, generate_json, program, refusal
 
@@ -30,15 +32,27 @@ SAMPLING: dict[str, dict[str, Any]] = {
 class Exported:
     """A tiny decoder with random weights and a tokenizer, in Python and as a file."""
 
-    def __init__(self, folder: Path, num_kv_heads: int = 2, **changes: Any) -> None:
-        self.tokenizer: Tokenizer = train()
+    def __init__(
+        self,
+        folder: Path,
+        num_kv_heads: int = 2,
+        max_position: int = 128,
+        *,
+        tokenizer: Tokenizer | None = None,
+        chat_template: mqa.ChatTemplate | None = None,
+        **changes: Any,
+    ) -> None:
+        self.tokenizer: Tokenizer = tokenizer or train()
         self.vocab_size = self.tokenizer.get_vocab_size()
         self.model = tiny_decoder(
-            vocab_size=self.vocab_size, max_position=128, num_kv_heads=num_kv_heads, **changes
+            vocab_size=self.vocab_size,
+            max_position=max_position,
+            num_kv_heads=num_kv_heads,
+            **changes,
         )
         self.prompt: list[int] = self.tokenizer.encode(PROMPT).ids
         self.file = folder / "model.pt"
-        mqa.export_torchscript(self.model, self.file, self.tokenizer.to_str())
+        mqa.export_torchscript(self.model, self.file, self.tokenizer.to_str(), chat_template)
 
     def expected(self, **options: Any) -> list[int]:
         (tokens,) = mqa.generate(self.model, [self.prompt], NEW_TOKENS, **options)
@@ -95,6 +109,9 @@ def test_the_ways_to_give_a_prompt_agree(exported: Exported, tmp_path: Path) -> 
         generate_json(exported.file, max_new_tokens=5, **prompt)
         for prompt in ({"prompt": PROMPT}, {"prompt_file": prompt_file}, {"tokens": ids})
     ]
+    from_stdin = generate_command(exported.file, prompt_file="-", max_new_tokens=5, json=True)
+    answer = subprocess.run(from_stdin, input=PROMPT.encode(), capture_output=True, check=True)
+    results.append(json.loads(answer.stdout))
     for result in results:
         assert result["prompt_tokens"] == exported.prompt
         assert result["tokens"] == exported.expected()[:5]
@@ -128,6 +145,146 @@ def test_text_that_ends_within_a_character(exported: Exported) -> None:
     length = next(n for n in range(1, 90) if is_cut(tokens[:n]))
     result = generate_json(exported.file, **options | {"max_new_tokens": length})
     assert result["text"] == decode(tokens[:length])
+
+
+def test_text_of_byte_tokens(tmp_path: Path) -> None:
+    """Whole characters as soon as their bytes are there; damaged bytes spare those beside them."""
+    tokenizer = CHARACTER_TOKENIZERS["llama2"]()
+    exported = Exported(tmp_path, tokenizer=tokenizer)
+    options = {"prompt": PROMPT, "temperature": 2, "max_new_tokens": 90, "seed": 5}
+    result = generate_json(exported.file, **options)
+    added = tokenizer.get_added_tokens_decoder()
+    tokens = [
+        tokenizer.id_to_token(token)
+        for token in result["tokens"]
+        if token not in added or not added[token].special
+    ]
+    text = b"".join(
+        bytes([BYTE_TOKENS.index(token)]) if token in BYTE_TOKENS else token.encode()
+        for token in tokens
+    ).decode(errors="replace")
+    assert "\ufffd" in text
+    assert result["text"] == text.replace(MARK, " ").removeprefix(" ")
+    assert run(exported.file, **options).stdout.decode() == result["text"] + "\n"
+
+
+CHAT_TEMPLATE = mqa.ChatTemplate(
+    "{{ bos_token }}<|im_start|>user\n{{ messages[0].content }}<|im_end|>\n<|im_start|>model\n",
+    bos_token="<bos>",
+)
+
+
+def test_chat(tmp_path: Path) -> None:
+    tokenizer = CHARACTER_TOKENIZERS["gemma"]()
+    exported = Exported(tmp_path, tokenizer=tokenizer, chat_template=CHAT_TEMPLATE)
+    assert exported.prompt.count(tokenizer.token_to_id("<bos>")) == 1  # without the chat as well
+    rendered = CHAT_TEMPLATE.render([{"role": "user", "content": PROMPT}])
+    expected = tokenizer.encode(rendered, add_special_tokens=False).ids
+    result = generate_json(exported.file, prompt=PROMPT, chat=True, max_new_tokens=5)
+    assert result["prompt_tokens"] == expected
+    assert expected.count(tokenizer.token_to_id("<bos>")) == 1
+    assert [result["tokens"]] == mqa.generate(exported.model, [expected], 5)
+    assert generate_json(exported.file, prompt=PROMPT, max_new_tokens=5)["prompt_tokens"] == (
+        exported.prompt
+    )
+
+
+def test_chat_that_cannot_be(exported: Exported) -> None:
+    assert refuse(exported.file, prompt=PROMPT, chat=True) == (
+        "generate: the model has no chat template: leave out --chat, or export it with one"
+    )
+    assert refuse(exported.file, tokens=1, chat=True) == "generate: --chat excludes --tokens"
+
+
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 6])
+def test_kv_heads_are_converted_as_in_python(num_kv_heads: int, exported: Exported) -> None:
+    options = {"temperature": 1.0, "seed": 6}
+    converted = mqa.convert(exported.model, num_kv_heads)
+    result = generate_json(
+        exported.file, prompt=PROMPT, max_new_tokens=NEW_TOKENS, kv_heads=num_kv_heads, **options
+    )
+    assert [result["tokens"]] == mqa.generate(converted, [exported.prompt], NEW_TOKENS, **options)
+    slots = len(exported.prompt) + NEW_TOKENS - 1
+    assert result["cache_bytes"] == 2 * 2 * num_kv_heads * slots * 8 * 4
+
+
+@pytest.mark.parametrize("num_kv_heads", [3, 4, 12])
+def test_other_numbers_of_kv_heads_are_refused(num_kv_heads: int, exported: Exported) -> None:
+    assert refuse(exported.file, prompt=PROMPT, kv_heads=num_kv_heads) == (
+        "generate: expected a number of --kv-heads that divides the 6 query heads, and divides 2 "
+        f"or is a multiple of it, got {num_kv_heads}"
+    )
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn"])
+def test_caches_of_8_bits(dtype: str, exported: Exported) -> None:
+    result = generate_json(
+        exported.file, prompt=PROMPT, max_new_tokens=NEW_TOKENS, cache_dtype=dtype, kv_heads=1
+    )
+    model = mqa.convert(exported.model, 1)
+    slots = len(exported.prompt) + NEW_TOKENS - 1
+    cache = model.new_cache(1, slots, dtype)
+    logits = model.prefill(
+        torch.tensor([exported.prompt]), torch.tensor([len(exported.prompt)]), cache
+    )
+    tokens = [int(logits.argmax())]
+    for position in range(len(exported.prompt), slots):
+        logits = model.decode(torch.tensor(tokens[-1:]), torch.tensor([position]), cache)
+        tokens.append(int(logits.argmax()))
+    assert result["tokens"] == tokens
+    # Keys and values, 2 layers, 8 elements of a byte and a scale of 4.
+    assert result["cache_bytes"] == 2 * 2 * slots * (8 + 4)
+
+
+def catches_interrupt(process: subprocess.Popen[bytes]) -> bool:
+    """Whether the process has a handler for SIGINT."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    (mask,) = re.findall(r"^SigCgt:\s*(\w+)$", status, re.MULTILINE)
+    return bool(int(mask, 16) >> (signal.SIGINT - 1) & 1)
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """A model that goes on for longer than any test."""
+    return Exported(tmp_path_factory.mktemp("endless"), max_position=200_000)
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_an_interrupt_ends_the_generation(as_json: bool, endless: Exported) -> None:
+    options = {"prompt": PROMPT, "temperature": 1, "max_new_tokens": 100_000}
+    command = generate_command(endless.file, **options, **({"json": True} if as_json else {}))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        begin = b"" if as_json else process.stdout.read(20)  # text comes while it generates
+        while not catches_interrupt(process):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        rest, summary = process.communicate(timeout=60)
+    assert process.returncode == 130
+    output = (begin + rest).decode()
+    if as_json:
+        result = json.loads(output)
+        assert summary == b""
+        assert result["text"] == endless.tokenizer.decode(result["tokens"])
+        assert len(result["tokens"]) < 100_000
+        return
+    assert output.endswith("\n")
+    (steps,) = re.findall(rb"^prefill: .*; decode: (\d+) steps, .* cache: \d+ bytes\n$", summary)
+    whole = generate_json(endless.file, **options | {"max_new_tokens": int(steps)})
+    assert output == whole["text"] + "\n"
+
+
+def test_a_second_interrupt_ends_the_program(endless: Exported) -> None:
+    ids = ",".join(["1"] * 20_000)  # the first one waits for the prompt
+    with subprocess.Popen(
+        generate_command(endless.file, tokens=ids), stdout=subprocess.PIPE
+    ) as process:
+        for is_caught in (True, False):
+            while catches_interrupt(process) != is_caught:
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60)[0] == b""
+    assert process.returncode == -signal.SIGINT
 
 
 def test_generation_ends_at_an_end_of_text_token(exported: Exported, tmp_path: Path) -> None:
@@ -189,6 +346,8 @@ BAD_OPTIONS: dict[str, dict[str, Any]] = {
     "--capacity: expected a whole number from 1, got 0": {"capacity": 0},
     "--threads: expected a whole number from 1 to 1024, got 0": {"threads": 0},
     "--threads: expected a whole number from 1 to 1024, got 1025": {"threads": 1025},
+    "--kv-heads: expected a whole number from 1, got 0": {"kv_heads": 0},
+    "--cache-dtype: int4 not in {auto,int8,float8_e4m3fn}": {"cache_dtype": "int4"},
     "not expected: --beams": {"beams": True},
     "Exactly 1 option from [--prompt,--prompt-file,--tokens] is required": {"tokens": "1,2"},
     "--prompt-file: File does not exist: nowhere.txt": {"prompt_file": "nowhere.txt"},
@@ -267,13 +426,17 @@ def test_bad_model_files_are_refused(tmp_path: Path) -> None:
     )
 
 
+SIZES = '{"vocab_size": 9, "num_heads": 1, "max_position": 9, "eos_token_ids": []}'
+
+
 @pytest.mark.parametrize(
     ("extra_files", "sentence"),
     [
-        ({}, "cannot read config.json"),
+        ({}, "cannot read the configuration"),
         ({"config.json": "{}"}, "'vocab_size' not found"),
+        ({"config.json": SIZES, "chat.json": "{}"}, "'before' not found"),
         (
-            {"config.json": '{"vocab_size": 9, "max_position": 9, "eos_token_ids": []}'},
+            {"config.json": SIZES},
             "generate: The size of tensor a (3) must match the size of tensor b (4) "
             "at non-singleton dimension 0",
         ),
@@ -285,6 +448,14 @@ def test_models_that_fail_are_reported_in_a_sentence(
     file = tmp_path / "model.pt"
     torch.jit.script(FailingModel()).save(str(file), _extra_files=extra_files)
     assert sentence in refuse(file, tokens=1, max_new_tokens=2)
+
+
+def test_a_model_without_a_choice_of_caches(tmp_path: Path) -> None:
+    file = tmp_path / "model.pt"
+    torch.jit.script(FailingModel()).save(str(file), _extra_files={"config.json": SIZES})
+    assert refuse(file, tokens=1, max_new_tokens=2, cache_dtype="int8") == (
+        "generate: the model has no choice of --cache-dtype: export it again with this mqa"
+    )
 
 
 def test_a_model_with_another_kind_of_tokenizer_is_refused(

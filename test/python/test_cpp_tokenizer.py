@@ -1,6 +1,7 @@
 """The tokenizer of the C++ program against Hugging Face's `tokenizers`, id by id."""
 
 import json
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, processors
 
-from bpe import ALPHABET, BYTES_ONLY, CORPUS, PRE_TOKENIZERS, SPECIAL_TOKENS, train
+from bpe import (
+    ALPHABET,
+    BYTES_ONLY,
+    CHARACTER_TOKENIZERS,
+    CORPUS,
+    MARK,
+    PRE_TOKENIZERS,
+    SPECIAL_TOKENS,
+    train,
+)
 from programs import ROOT, program, refusal
 from reference import load_tokenizer
 from smollm2 import install
@@ -31,15 +41,22 @@ TEXTS = [
     "the lighthouse keeper's 光",
     "Ġ Ċ á¼ are letters, not bytes",
     "\0\x01\x7f\u00ad",
+    f"{MARK}the keeper{MARK}{MARK} {MARK}<|end|>the keeper <|end|> the keeper",
+    "<0x0A><0xZZ> <0x0a>",
+    "the keeper\n\n\n\n\nof the 灯台灯光\n",
     "x.e..e.",
     "e" * 3000 + " " * 3000 + "\n" * 3000,
     *CORPUS,
 ]
+# Without a pre_tokenizer 100 kB are one word: squared, they would take minutes.
+LONG_WORD = "The keeper's light. " * 5_000
 # Characters that this Python knows: libraries differ in how new a Unicode they know. Without
 # U+180E, which PCRE2 counts as white space though Unicode no longer does.
 CHARACTERS = st.characters(exclude_categories=["Cs", "Cn"], exclude_characters="\u180e")
 PARTS = st.one_of(
-    st.sampled_from([*SPECIAL_TOKENS, "lighthouse keeper", "the", "'ll", "'S", "19", " ", "\n"]),
+    st.sampled_from(
+        [*SPECIAL_TOKENS, "lighthouse keeper", "the", "'ll", "'S", "19", " ", "\n", MARK]
+    ),
     st.text(CHARACTERS, max_size=5),
 )
 ANY_TEXT = st.lists(PARTS, max_size=10).map("".join)
@@ -80,12 +97,15 @@ def assert_same(pair: Pair, text: str) -> None:
     assert cpp(text) == (ids, reference.decode(ids))
 
 
-@pytest.fixture(scope="module", params=PRE_TOKENIZERS)
+@pytest.fixture(scope="module", params=[*PRE_TOKENIZERS, *CHARACTER_TOKENIZERS])
 def pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Pair]:
-    """A tokenizer for each kind of pre_tokenizer, in C++ and in Python."""
-    reference = train(PRE_TOKENIZERS[request.param])
+    """A tokenizer of each kind, in C++ and in Python."""
+    if request.param in PRE_TOKENIZERS:
+        reference = train(PRE_TOKENIZERS[request.param])
+    else:
+        reference = CHARACTER_TOKENIZERS[request.param]()
     with CppTokenizer(reference, tmp_path_factory.mktemp("tokenizer")) as cpp:
         yield cpp, reference
 
@@ -93,6 +113,10 @@ def pair(
 @pytest.mark.parametrize("text", TEXTS)
 def test_ids_and_decoded_text_are_those_of_tokenizers(pair: Pair, text: str) -> None:
     assert_same(pair, text)
+
+
+def test_a_long_word(pair: Pair) -> None:
+    assert_same(pair, LONG_WORD)
 
 
 @given(ANY_TEXT)
@@ -116,6 +140,28 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     reference = load_tokenizer(install(ROOT / "build/demo/smollm2"))
     with CppTokenizer(reference, tmp_path_factory.mktemp("smollm2")) as cpp:
         yield cpp, reference
+
+
+@pytest.fixture(scope="module")
+def gemma(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    """The 262,144 tokens of Gemma 3."""
+    gguf = os.environ.get("MQA_GEMMA_GGUF")
+    if gguf is None:
+        pytest.skip("needs MQA_GEMMA_GGUF, the path of Gemma 3 as a GGUF file")
+    reference = load_tokenizer(Path(gguf))
+    with CppTokenizer(reference, tmp_path_factory.mktemp("gemma")) as cpp:
+        yield cpp, reference
+
+
+def test_gemma(gemma: Pair) -> None:
+    for text in [*TEXTS, LONG_WORD]:
+        assert_same(gemma, text)
+
+
+@settings(max_examples=300)
+@given(ANY_TEXT)
+def test_gemma_on_any_text(gemma: Pair, text: str) -> None:
+    assert_same(gemma, text)
 
 
 # The first or last character with its leading byte. Without its second byte no character begins.
@@ -182,13 +228,26 @@ def test_merges_written_as_one_string(tmp_path: Path) -> None:
 REFUSALS: dict[str, tuple[list[str | int], Any]] = {
     'of type "BPE", got "WordPiece"': (["model", "type"], "WordPiece"),
     "without dropout, got 0.1": (["model", "dropout"], 0.1),
-    "without byte_fallback, got true": (["model", "byte_fallback"], True),
     'to have "zq"': (["model", "merges"], [["z", "q"]]),
     'to have "<unk>"': (["model", "unk_token"], "<unk>"),
     'two tokens, got "abc"': (["model", "merges"], ["abc"]),
-    "without a normalizer": (["normalizer"], {"type": "NFC"}),
-    "ends with ByteLevel, got null": (["pre_tokenizer"], None),
-    "got Metaspace": (["pre_tokenizer"], {"type": "Metaspace"}),
+    "Prepend, Replace or a Sequence of them, got NFC": (["normalizer"], {"type": "NFC"}),
+    'to replace a String, got {"Regex":"a"}': (
+        ["normalizer"],
+        {"type": "Replace", "pattern": {"Regex": "a"}, "content": "b"},
+    ),
+    "Metaspace, Split or a Sequence of them, got Whitespace": (
+        ["pre_tokenizer"],
+        {"type": "Whitespace"},
+    ),
+    "'prepend_scheme' not found": (
+        ["pre_tokenizer"],
+        {"type": "Metaspace", "replacement": MARK, "add_prefix_space": True},
+    ),
+    "Split without invert": (
+        ["pre_tokenizer"],
+        {"type": "Split", "pattern": {"Regex": "a"}, "behavior": "Isolated", "invert": True},
+    ),
     'got "Removed"': (
         ["pre_tokenizer"],
         {"type": "Split", "pattern": {"Regex": "a"}, "behavior": "Removed", "invert": False},
@@ -197,17 +256,26 @@ REFUSALS: dict[str, tuple[list[str | int], Any]] = {
         ["pre_tokenizer"],
         {"type": "Split", "pattern": {"Regex": "(a"}, "behavior": "Isolated", "invert": False},
     ),
-    "the last step of the pre_tokenizer": (
-        ["pre_tokenizer"],
+    "with a decoder, got null": (["decoder"], None),
+    "Strip or a Sequence of them, got WordPiece": (["decoder"], {"type": "WordPiece"}),
+    "only Strip after Fuse in the decoder of the tokenizer, got ByteFallback": (
+        ["decoder"],
+        {"type": "Sequence", "decoders": [{"type": "Fuse"}, {"type": "ByteFallback"}]},
+    ),
+    "one Strip after Fuse": (
+        ["decoder"],
+        {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+    ),
+    "with stop 0": (
+        ["decoder"],
         {
             "type": "Sequence",
-            "pretokenizers": [
-                {"type": "ByteLevel", "add_prefix_space": False},
-                {"type": "Digits", "individual_digits": True},
+            "decoders": [
+                {"type": "Fuse"},
+                {"type": "Strip", "content": " ", "start": 1, "stop": 1},
             ],
         },
     ),
-    "ByteLevel decoder, got null": (["decoder"], None),
     "without lstrip": (["added_tokens", 0, "lstrip"], True),
     "got BertProcessing": (["post_processor"], {"type": "BertProcessing"}),
     "type must be": (["added_tokens", 0, "id"], "zero"),

@@ -72,8 +72,11 @@ def test_tied_embeddings_are_stored_once(tmp_path: Path) -> None:
 
 def test_configuration_and_tokenizer_travel_along(tmp_path: Path) -> None:
     model = tiny_decoder(eos_token_ids=(2, 7)).to(torch.bfloat16)
-    mqa.export_torchscript(model, tmp_path / "tiny.pt", tokenizer_json=TOKENIZER)
-    files = {"config.json": "", "tokenizer.json": ""}
+    template = mqa.ChatTemplate("{{ bos_token }}{{ messages[0].content }}\n光", bos_token="<s>")
+    mqa.export_torchscript(
+        model, tmp_path / "tiny.pt", tokenizer_json=TOKENIZER, chat_template=template
+    )
+    files = {"config.json": "", "tokenizer.json": "", "chat.json": ""}
     torch.jit.load(tmp_path / "tiny.pt", _extra_files=files)
     config = json.loads(files["config.json"])
     assert config["dtype"] == "bfloat16"
@@ -81,6 +84,7 @@ def test_configuration_and_tokenizer_travel_along(tmp_path: Path) -> None:
     sizes = ("num_layers", "num_heads", "num_kv_heads", "head_dim", "vocab_size", "max_position")
     assert [config[name] for name in sizes] == [2, 6, 2, 8, 89, 64]
     assert json.loads(files["tokenizer.json"]) == json.loads(TOKENIZER)
+    assert json.loads(files["chat.json"]) == {"before": "<s>", "after": "\n光"}
 
 
 def test_a_prompt_longer_than_the_cache_is_refused_by_the_saved_model(tmp_path: Path) -> None:

@@ -27,8 +27,8 @@ Extend = Callable[[Tensor, Tensor, Tensor, list[Tensor]], Tensor]
 
 # Without: probing for vector ISAs and precompiling headers, which take g++ a minute.
 @torch._inductor.config.patch({"cpp.vec_isa_ok": False, "cpp_cache_precompile_headers": False})
-def compile_model(model: mqa.Decoder, file: Path, tokenizer_json: str | None = None) -> Extend:
-    mqa.export_aoti(model, file, tokenizer_json)
+def compile_model(model: mqa.Decoder, file: Path, **options: Any) -> Extend:
+    mqa.export_aoti(model, file, **options)
     return torch._inductor.aoti_load_package(str(file))
 
 
@@ -42,7 +42,12 @@ class Compiled:
         )
         self.file = folder / "model.pt2"
         with_gradients = self.model.requires_grad_(True)
-        self.extend = compile_model(with_gradients, self.file, self.tokenizer.to_str())
+        self.extend = compile_model(
+            with_gradients,
+            self.file,
+            tokenizer_json=self.tokenizer.to_str(),
+            chat_template=mqa.ChatTemplate("<|im_start|>{{ messages[0].content }}<|im_end|>"),
+        )
         self.model.requires_grad_(False)
 
 
@@ -197,6 +202,9 @@ def test_cpp_generates_the_tokens_of_python(
         "top_p": 0.9,
         "seed": 3,
     }
+    chat = generate_json(compiled.file, prompt="Who?", chat=True, max_new_tokens=1)
+    assert chat["prompt_tokens"] == compiled.tokenizer.encode("<|im_start|>Who?<|im_end|>").ids
+
     sampled = generate_json(compiled.file, tokens=5, capacity=100, threads=2, **options)
     assert [sampled["tokens"]] == mqa.generate(compiled.model, [[5]], **options)
     assert sampled["cache_bytes"] == 2 * 2 * 2 * 100 * 8 * 4
@@ -208,6 +216,12 @@ def test_cpp_refuses_what_does_not_fit(compiled: Compiled) -> None:
 
     assert refuse(tokens="1,2,3", capacity=11) == (
         "generate: expected a --capacity of at least 12 for prompt (3) and new tokens (10), got 11"
+    )
+    assert refuse(tokens=1, kv_heads=1) == (
+        "generate: compiled code has fixed --kv-heads: mqa.convert the model before the export"
+    )
+    assert refuse(tokens=1, cache_dtype="int8") == (
+        "generate: compiled code has a fixed --cache-dtype: expected auto, got int8"
     )
     assert "at most 128 slots, the model's max_position, got 129" in refuse(
         tokens=",".join(["1"] * 120)

@@ -5,9 +5,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from mqa.commands import bench, plan
+from mqa.commands import bench, generate, plan
 
-COMMANDS = {"plan": plan, "bench": bench}
+COMMANDS = {"plan": plan, "bench": bench, "generate": generate}
 
 
 class Parser(argparse.ArgumentParser):
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def exit_code(command: str, run: Callable[[], None]) -> int:
-    """Runs a command: 0, or 2 after bad input, said in one sentence on stderr.
+    """Runs a command: 0, 130 after Ctrl-C, or 2 after bad input, said in one sentence on stderr.
 
     Bad input is what the package raises as OSError or ValueError.
     """
@@ -51,6 +51,8 @@ def exit_code(command: str, run: Callable[[], None]) -> int:
         )
     except ValueError as error:
         return _fail(command, str(error))
+    except KeyboardInterrupt:
+        return 130  # as shells say it: 128 and the signal's number
     return 0
 
 

@@ -1,12 +1,42 @@
 """Text generation: greedy or sampled, for a batch of prompts of different lengths."""
 
+import time
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mqa.cache import KVCache
 from mqa.decoder import Decoder
+from mqa.exact_blocks import with_exact_blocks
+from mqa.sampling import Sampling
+from mqa.speculative import Drafter
+
+
+@dataclass
+class GenerationStats:
+    """What a call of `generate` took; up to date after every step, also if it is interrupted.
+
+    Attributes:
+        cache_bytes: memory of the cache.
+        prefill_tokens: tokens of the prompts.
+        prefill_seconds: until the first new tokens.
+        decode_tokens: new tokens but for the first ones, which the prefill gave.
+        decode_steps: forward passes that gave them.
+        decode_seconds: time of these steps, that of the drafter included.
+        drafted_tokens: guesses that were verified.
+        accepted_tokens: those that were right.
+    """
+
+    cache_bytes: int = 0
+    prefill_tokens: int = 0
+    prefill_seconds: float = 0.0
+    decode_tokens: int = 0
+    decode_steps: int = 0
+    decode_seconds: float = 0.0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @torch.no_grad()
@@ -21,12 +51,16 @@ def generate(
     seed: int = 0,
     stop_tokens: Collection[int] | None = None,
     capacity: int | None = None,
+    cache_dtype: str = "auto",
+    drafter: Drafter | None = None,
     on_token: Callable[[int, int], None] | None = None,
+    stats: GenerationStats | None = None,
 ) -> list[list[int]]:
     """Continue every prompt by up to `max_new_tokens` tokens.
 
     A sequence comes out as it would alone: it attends only to itself, and draws from a random
-    generator of its own.
+    generator of its own. A drafter changes no token, greedy or sampled: every guess is compared
+    with what is chosen in its place from logits that have the bits of a single step.
 
     Args:
         model: the decoder.
@@ -39,7 +73,11 @@ def generate(
         stop_tokens: end a sequence at any of these, which is not returned; by default the
             model's `eos_token_ids`.
         capacity: slots of the cache per sequence; by default as many as can be needed.
+        cache_dtype: of the cache's elements, see `Decoder.new_cache`.
+        drafter: guesses tokens, which are verified in one forward pass: `PromptLookup` or
+            `DraftModel`. Every sequence of a batch keeps as many as are right for it.
         on_token: called as `on_token(b, token)` as soon as prompt number b gets a token.
+        stats: filled in as generation goes on.
 
     Returns:
         The new tokens of each prompt.
@@ -48,87 +86,161 @@ def generate(
         ValueError: an option is out of its range, a prompt is empty or has a token outside the
             vocabulary, or prompt and new tokens do not fit into the cache. Nothing is computed
             then.
+        RuntimeError: there is a drafter, and the model cannot be computed in blocks with the bits
+            of single steps on this machine.
     """
-    _check_options(max_new_tokens, temperature, top_k, top_p)
-    _check_prompts(prompts, model.config.vocab_size)
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
-    # The last new token is returned without having been in the cache.
-    needed = int(lengths.max()) + max_new_tokens - 1
-    if capacity is not None and needed > capacity:
-        raise ValueError(
-            f"generate: expected a cache of at least {needed} slots for the longest prompt "
-            f"({int(lengths.max())} tokens) and {max_new_tokens} new tokens, got {capacity}"
-        )
-    stop = set(model.config.eos_token_ids if stop_tokens is None else stop_tokens)
-    device = model.embed_tokens.weight.device
-    generators = [torch.Generator(device).manual_seed(seed + b) for b in range(len(prompts))]
-    outputs: list[list[int]] = [[] for _ in prompts]
-    running = [True] * len(prompts)
-
-    cache = KVCache(model, len(prompts), capacity or needed)
-    tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(p) for p in prompts], batch_first=True)
-    tokens, lengths = tokens.to(device), lengths.to(device)
-    for _ in range(max_new_tokens):
-        positions = cache.reserve(tokens.size(1))
-        logits = model.extend(tokens, lengths, positions, cache.tensors)
-        cache.advance(lengths)
-        chosen = choose(logits, temperature, top_k, top_p, generators)
-        for b, token in enumerate(chosen.tolist()):
-            running[b] = running[b] and token not in stop
-            if running[b]:
-                outputs[b].append(token)
-                if on_token is not None:
-                    on_token(b, token)
-        if not any(running):
-            break
-        # A finished sequence stays in the batch; what it goes on to say is dropped.
-        tokens, lengths = chosen.unsqueeze(1), torch.ones_like(lengths)
-    return outputs
-
-
-def choose(
-    logits: Tensor,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    generators: Sequence[torch.Generator],
-) -> Tensor:
-    """The next token of each row of `logits [B, vocab]`, int64 `[B]`."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    weights = probabilities(logits, temperature, top_k, top_p)
-    draws = [
-        torch.multinomial(row, 1, generator=generator)
-        for row, generator in zip(weights, generators, strict=True)
-    ]
-    return torch.cat(draws)
-
-
-def probabilities(
-    logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
-) -> Tensor:
-    """The distribution `[B, vocab]` to sample from: temperature, then top-k, then top-p."""
-    vocab_size = logits.size(-1)
-    kept, ids = (logits / temperature).topk(min(top_k or vocab_size, vocab_size))
-    weights = kept.softmax(-1)
-    if top_p is not None:
-        # A token is dropped if those before it, which are likelier, already reach top_p.
-        weights = weights.masked_fill(weights.cumsum(-1) - weights >= top_p, 0)
-        weights = weights / weights.sum(-1, keepdim=True)
-    return torch.zeros_like(logits).scatter(-1, ids, weights)
-
-
-def _check_options(
-    max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None
-) -> None:
     if max_new_tokens < 1:
         raise ValueError(f"generate: expected max_new_tokens >= 1, got {max_new_tokens}")
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"generate: expected a finite temperature >= 0, got {temperature}")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"generate: expected top_k >= 1, got {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"generate: expected top_p in (0, 1], got {top_p}")
+    sampling = Sampling(temperature, top_k, top_p)
+    _check_prompts(prompts, model.config.vocab_size)
+    # The last new token is returned without having been in the cache.
+    longest = max(len(prompt) for prompt in prompts)
+    needed = longest + max_new_tokens - 1
+    if capacity is None:
+        # Room for guesses up to the end, where the model has it; single steps do without.
+        guesses = drafter.num_tokens if drafter else 0
+        capacity = max(needed, min(needed + guesses, model.max_position))
+    elif needed > capacity:
+        raise ValueError(
+            f"generate: expected a cache of at least {needed} slots for the longest prompt "
+            f"({longest} tokens) and {max_new_tokens} new tokens, got {capacity}"
+        )
+    batch = _Batch(
+        prompts=prompts,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        generators=_generators(model, seed, len(prompts)),
+        stop_tokens=frozenset(model.config.eos_token_ids if stop_tokens is None else stop_tokens),
+        on_token=on_token,
+    )
+    cache = KVCache(model, len(prompts), capacity, cache_dtype)
+    stats = stats or GenerationStats()
+    stats.cache_bytes = cache.nbytes
+    if drafter is not None:
+        drafter.start(model, len(prompts), capacity)
+    _prefill(model, batch, cache, stats)
+    if drafter is not None and any(batch.running):
+        model = with_exact_blocks(model, len(prompts) * (1 + drafter.num_tokens))
+    while any(batch.running):
+        _step(model, batch, cache, drafter, stats)
+    return batch.outputs
+
+
+class _Batch:
+    """The sequences, and what becomes of the tokens chosen for them."""
+
+    def __init__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        sampling: Sampling,
+        generators: Sequence[torch.Generator],
+        stop_tokens: Collection[int],
+        on_token: Callable[[int, int], None] | None,
+    ) -> None:
+        self.max_new_tokens = max_new_tokens
+        self.sampling = sampling
+        self.generators = generators
+        self.stop_tokens = stop_tokens
+        self.on_token = on_token
+        self.sequences = [list(prompt) for prompt in prompts]
+        self.outputs: list[list[int]] = [[] for _ in prompts]
+        self.running = [True] * len(prompts)
+
+    def accept(self, b: int, token: int) -> None:
+        """Let sequence b go on with `token`, or end."""
+        self.running[b] = token not in self.stop_tokens
+        if not self.running[b]:
+            return
+        self.sequences[b].append(token)
+        self.outputs[b].append(token)
+        self.running[b] = self.remaining(b) > 0
+        if self.on_token is not None:
+            self.on_token(b, token)
+
+    def remaining(self, b: int) -> int:
+        """How many tokens sequence b may still get."""
+        return self.max_new_tokens - len(self.outputs[b])
+
+    def choose(self, b: int, logits: Tensor) -> int:
+        """The next token of sequence b from `logits [vocab]`."""
+        return int(self.sampling.choose(logits[None], self.generators[b : b + 1]))
+
+
+def _prefill(model: Decoder, batch: _Batch, cache: KVCache, stats: GenerationStats) -> None:
+    """Fill the cache with the prompts, and choose the first new tokens."""
+    start = time.perf_counter()
+    device = cache.lengths.device
+    lengths = torch.tensor([len(tokens) for tokens in batch.sequences], device=device)
+    tokens = _padded(batch.sequences, device)
+    logits = model.extend(tokens, lengths, cache.reserve(tokens.size(1)), cache.tensors)
+    cache.advance(lengths)
+    for b in range(len(batch.sequences)):
+        batch.accept(b, batch.choose(b, logits[b]))
+    stats.prefill_tokens = int(lengths.sum())
+    stats.prefill_seconds = time.perf_counter() - start
+
+
+def _step(
+    model: Decoder,
+    batch: _Batch,
+    cache: KVCache,
+    drafter: Drafter | None,
+    stats: GenerationStats,
+) -> None:
+    """Choose one token more for each sequence, and as many again as were guessed right."""
+    start = time.perf_counter()
+    # A finished sequence stays in the batch: its row goes on from slot 0 with any token.
+    for b, is_running in enumerate(batch.running):
+        if not is_running:
+            cache.lengths[b] = 0
+    drafts = _drafts(batch, cache, drafter)
+    blocks = [
+        [sequence[-1], *draft] if is_running else [0]
+        for sequence, draft, is_running in zip(batch.sequences, drafts, batch.running, strict=True)
+    ]
+    # Blocks of one size, so that there is one more than single steps whose bits must agree.
+    width = 1 + drafter.num_tokens if drafter is not None and any(drafts) else 1
+    tokens = _padded(blocks, cache.lengths.device, width)
+    logits = model(tokens, cache.reserve(width), cache.tensors)
+    stats.decode_steps += 1
+    for b, draft in enumerate(drafts):
+        if not batch.running[b]:
+            continue
+        stats.drafted_tokens += len(draft)
+        for t in range(len(draft) + 1):
+            token = batch.choose(b, logits[b, t])
+            batch.accept(b, token)
+            cache.lengths[b] += 1  # the token at t is in its place; wrong guesses lie behind
+            is_right = t < len(draft) and token == draft[t]
+            stats.accepted_tokens += is_right
+            if not is_right or not batch.running[b]:
+                break
+    stats.decode_tokens = sum(max(len(output) - 1, 0) for output in batch.outputs)
+    stats.decode_seconds += time.perf_counter() - start
+
+
+def _drafts(batch: _Batch, cache: KVCache, drafter: Drafter | None) -> list[list[int]]:
+    """Guesses for each sequence; none if the cache has no room for them."""
+    if drafter is None or int(cache.lengths.max()) + 1 + drafter.num_tokens > cache.capacity:
+        return [[] for _ in batch.sequences]
+    wanted = [
+        sequence if is_running else None
+        for sequence, is_running in zip(batch.sequences, batch.running, strict=True)
+    ]
+    # One token comes anyway, so guesses beyond all but one are of no use.
+    return [draft[: batch.remaining(b) - 1] for b, draft in enumerate(drafter.draft(wanted))]
+
+
+def _padded(rows: Sequence[Sequence[int]], device: torch.device, width: int = 0) -> Tensor:
+    """Tokens `[B, T]`, zeros behind the shorter rows; T is at least `width`."""
+    size = max(width, *(len(row) for row in rows))
+    return torch.tensor([[*row, *[0] * (size - len(row))] for row in rows], device=device)
+
+
+def _generators(model: Decoder, seed: int, count: int) -> list[torch.Generator]:
+    device = model.embed_tokens.weight.device
+    return [torch.Generator(device).manual_seed(seed + b) for b in range(count)]
 
 
 def _check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int) -> None:

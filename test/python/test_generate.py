@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 import mqa
 from decoders import VOCAB_SIZE, all_logits, random_tokens, tiny_decoder
-from mqa.generate import choose, probabilities
+from mqa.sampling import Sampling
 
 PROMPTS = [[5, 17, 60, 2, 33, 8, 71], [11], [40, 3, 3, 80]]
 LOGITS = torch.tensor([[0.1, 0.4, 0.2, 0.3]]).log()
@@ -77,9 +77,9 @@ def test_tokens_are_streamed_step_by_step_in_the_order_of_the_prompts() -> None:
 
 
 def test_temperature_sharpens_or_flattens() -> None:
-    assert_close(probabilities(LOGITS), torch.tensor([[0.1, 0.4, 0.2, 0.3]]))
+    assert_close(Sampling(1.0).probabilities(LOGITS), torch.tensor([[0.1, 0.4, 0.2, 0.3]]))
     squares = torch.tensor([[0.01, 0.16, 0.04, 0.09]])
-    assert_close(probabilities(LOGITS, temperature=0.5), squares / squares.sum())
+    assert_close(Sampling(0.5).probabilities(LOGITS), squares / squares.sum())
 
 
 @pytest.mark.parametrize(
@@ -101,13 +101,14 @@ def test_top_k_and_top_p_keep_the_likeliest(
     top_k: int | None, top_p: float | None, expected: list[float]
 ) -> None:
     assert_close(
-        probabilities(LOGITS, 1.0, top_k, top_p), torch.tensor([expected], dtype=torch.float32)
+        Sampling(1.0, top_k, top_p).probabilities(LOGITS),
+        torch.tensor([expected], dtype=torch.float32),
     )
 
 
 def test_samples_follow_the_distribution() -> None:
     generator = torch.Generator().manual_seed(0)
-    draws = choose(LOGITS.expand(4000, 4), 1.0, 3, None, [generator] * 4000)
+    draws = Sampling(1.0, top_k=3).choose(LOGITS.expand(4000, 4), [generator] * 4000)
     counts = Counter(draws.tolist())
     # Five standard deviations of a binomial distribution.
     for token, share in {1: 4 / 9, 2: 2 / 9, 3: 3 / 9}.items():
@@ -118,8 +119,8 @@ def test_samples_follow_the_distribution() -> None:
 def test_temperature_zero_is_the_limit_of_low_temperatures() -> None:
     logits = torch.randn(5, 50)
     generators = [torch.Generator().manual_seed(b) for b in range(5)]
-    cold = choose(logits, 1e-3, None, None, generators)
-    assert torch.equal(choose(logits, 0.0, None, None, generators), cold)
+    cold = Sampling(1e-3).choose(logits, generators)
+    assert torch.equal(Sampling().choose(logits, generators), cold)
 
 
 def test_the_cache_may_be_exactly_as_large_as_needed() -> None:

@@ -18,12 +18,12 @@ from statistics import median
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
-from mqa.integrations.transformers import MQACache, register
 from transformers import AutoModelForCausalLM, Cache, LlamaConfig, PreTrainedModel
 
 import smollm2
 from bench_generate import MODEL_FOLDER, ROOT
 from engine import MOST_TOKENS, measure
+from mqa.integrations.transformers import MQACache, register
 from mqa.table import format_table
 from random_decoder import billion_config
 from report import describe_machine

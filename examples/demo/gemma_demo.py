@@ -8,7 +8,6 @@ from collections.abc import Callable
 from functools import partial
 from statistics import median
 
-from mqa.integrations.transformers import MQACache, register
 from transformers import DynamicCache
 
 import gemma
@@ -16,6 +15,7 @@ import mqa
 from checks import check_equal
 from exported import export
 from measure import Run, cpp_command, round_robin, run_cpp, run_python
+from mqa.integrations.transformers import MQACache, register
 from mqa.table import format_table
 from mqa.units import format_bytes
 from reference import load_tokenizer, load_transformers, run_transformers

@@ -81,7 +81,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
         from transformers.utils import logging
 
-        logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        logging.set_verbosity_error()
         if path.is_dir():
             # Not the class of the model's family, which may have its own idea of tokenizer.json.
             return Tokenizer(PreTrainedTokenizerFast.from_pretrained(path), path)

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Cache
 
 import mqa
+from mqa.integrations.transformers import MQACache, register
 
 GGUF = os.environ.get("MQA_GEMMA_GGUF")
 
@@ -24,11 +25,22 @@ def test_greedy_tokens_beyond_the_windows_are_those_of_transformers() -> None:
     )
     gemma.generation_config.eos_token_id = None
     prompt = torch.randint(1000, 200_000, [1, 640])
-    mask = torch.ones_like(prompt)
-    output = gemma.generate(prompt, attention_mask=mask, max_new_tokens=24, do_sample=False)
-    expected = [output[0, 640:].tolist()]
+
+    def continued(cache: Cache | None) -> list[int]:
+        mask = torch.ones_like(prompt)
+        output = gemma.generate(
+            prompt, attention_mask=mask, max_new_tokens=24, do_sample=False, past_key_values=cache
+        )
+        return output[0, 640:].tolist()
+
+    expected = [continued(None)]
     last = gemma.requires_grad_(False)(prompt, logits_to_keep=1).logits[:, -1]
-    del gemma
+    register()
+    gemma.set_attn_implementation("mqa")
+    logits = gemma(prompt, logits_to_keep=1).logits[:, -1]
+    torch.testing.assert_close(logits, last, atol=1e-3, rtol=0)
+    assert [continued(MQACache(gemma.config, max_cache_len=663))] == expected
+    gemma = None
 
     model = mqa.load(path)
     assert model.config.num_kv_heads == 1

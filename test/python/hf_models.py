@@ -162,7 +162,7 @@ def model(name: str, attn_implementation: str, seed: int = 0) -> PreTrainedModel
     made = AutoModelForCausalLM.from_config(config(name), attn_implementation=attn_implementation)
     _draw_weights(made, seed)
     made.generation_config.pad_token_id = 0
-    made.generation_config.eos_token_id = None  # generates as many tokens as it is asked for
+    made.generation_config.eos_token_id = -1  # generates as many tokens as it is asked for
     return made.eval()
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.testing
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -125,7 +126,7 @@ def test_other_patterns_are_masks_of_pairs(make, pattern):
                 config,
                 torch.empty(BATCH, LENGTH, 0),
                 None if pattern == "packed" else ONES,
-                None,
+                past_key_values=None,
                 position_ids=positions,
                 **({} if pattern == "packed" else {f"{pattern}_mask_function": same_half}),
             )

@@ -108,9 +108,10 @@ def _pack(
     dtype: torch.dtype,
     device: torch.device | str,
 ) -> Tensor:
-    seq_lens = torch.zeros(batch_size, 1, dtype=dtype, device=device) + seq_len
-    packed = seq_lens if tokens is None else torch.cat([seq_lens, tokens.to(dtype)], dim=1)
-    return packed[:, None, None, :]
+    packed = torch.zeros(batch_size, 1, dtype=dtype, device=device) + seq_len
+    if tokens is not None:
+        packed = torch.cat([packed, tokens], dim=1)
+    return packed.to(dtype)[:, None, None, :]
 
 
 def _tokens(

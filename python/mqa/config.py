@@ -61,7 +61,8 @@ class DecoderConfig:
             "learned" vector added to the token's.
         local_rope_theta: base of the rotary embedding in layers with a window, unscaled; None takes
             that of the other layers.
-        norm: "rms", "rms_float32" (whose weights stay float32 in any model) or "layer" (LayerNorm).
+        norm: "rms", "rms_float32" (whose weights are loaded in float32 for any dtype) or "layer"
+            (LayerNorm).
         rms_norm_eps: epsilon of any of these norms.
         qk_norm: normalise each head of queries and keys, before the rotary embedding.
         output_norms: normalise what attention and feed-forward network add as well.

@@ -54,15 +54,12 @@ class SequentialLayer(nn.Module):
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
-        has_output_norms = config.output_norms
         self.input_layernorm = make_norm(config, config.hidden_size)
         self.self_attn = Attention(config, layer)
+        self.attention_output_norm = make_norm(config, config.hidden_size, config.output_norms)
         self.post_attention_layernorm = make_norm(config, config.hidden_size)
         self.mlp = make_feed_forward(config)
-        self.attention_output_norm, self.mlp_output_norm = (
-            make_norm(config, config.hidden_size) if has_output_norms else nn.Identity()
-            for _ in range(2)
-        )
+        self.mlp_output_norm = make_norm(config, config.hidden_size, config.output_norms)
 
     def forward(self, x: Tensor, new: NewTokens, cache: list[Tensor] | None) -> Tensor:
         """`[B, T, hidden_size]` to the same."""

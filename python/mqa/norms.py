@@ -17,6 +17,8 @@ class Float32RMSNorm(nn.RMSNorm):
 NORMS = {"rms": nn.RMSNorm, "rms_float32": Float32RMSNorm, "layer": nn.LayerNorm}
 
 
-def make_norm(config: DecoderConfig, size: int) -> nn.Module:
-    """A norm over the last dimension of `[..., size]`."""
+def make_norm(config: DecoderConfig, size: int, is_wanted: bool = True) -> nn.Module:
+    """A norm over the last dimension of `[..., size]`; the identity where none is wanted."""
+    if not is_wanted:
+        return nn.Identity()
     return NORMS[config.norm](size, config.rms_norm_eps)

@@ -42,8 +42,8 @@ class Attention(nn.Module):
         self.k_proj = Linear(config.hidden_size, kv_size, config.qkv_bias)
         self.v_proj = Linear(config.hidden_size, kv_size, config.qkv_bias)
         self.o_proj = Linear(query_size, config.hidden_size, config.output_bias)
-        self.q_norm = make_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
-        self.k_norm = make_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
+        self.q_norm = make_norm(config, config.head_dim, config.qk_norm)
+        self.k_norm = make_norm(config, config.head_dim, config.qk_norm)
 
     def forward(self, x: Tensor, new: NewTokens, cache: list[Tensor] | None) -> Tensor:
         """Add the tokens `x [B, T, hidden_size]` to any `cache`, and attend from them to all."""

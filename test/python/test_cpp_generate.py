@@ -243,6 +243,15 @@ def catches_interrupt(process: subprocess.Popen[bytes]) -> bool:
     return bool(int(mask, 16) >> (signal.SIGINT - 1) & 1)
 
 
+def interrupt(process: subprocess.Popen[bytes], *, caught: bool) -> None:
+    """Send SIGINT once the process has a handler for it, or has none any more."""
+    deadline = time.monotonic() + 30
+    while catches_interrupt(process) != caught:
+        assert time.monotonic() < deadline, f"the handler: expected {caught}"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+
+
 @pytest.fixture(scope="module")
 def endless(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """A model that goes on for longer than any test."""
@@ -256,9 +265,7 @@ def test_an_interrupt_ends_the_generation(as_json: bool, endless: Exported) -> N
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         begin = b"" if as_json else process.stdout.read(20)  # text comes while it generates
-        while not catches_interrupt(process):
-            time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
+        interrupt(process, caught=True)
         rest, summary = process.communicate(timeout=60)
     assert process.returncode == 130
     output = (begin + rest).decode()
@@ -275,14 +282,12 @@ def test_an_interrupt_ends_the_generation(as_json: bool, endless: Exported) -> N
 
 
 def test_a_second_interrupt_ends_the_program(endless: Exported) -> None:
-    ids = ",".join(["1"] * 20_000)  # the first one waits for the prompt
+    ids = ",".join(["1"] * 8_000)  # the first one waits for the prompt
     with subprocess.Popen(
         generate_command(endless.file, tokens=ids), stdout=subprocess.PIPE
     ) as process:
-        for is_caught in (True, False):
-            while catches_interrupt(process) != is_caught:
-                time.sleep(0.01)
-            process.send_signal(signal.SIGINT)
+        interrupt(process, caught=True)
+        interrupt(process, caught=False)
         assert process.communicate(timeout=60)[0] == b""
     assert process.returncode == -signal.SIGINT
 

@@ -151,6 +151,12 @@ def test_gemma_rounds_to_bfloat16_where_transformers_does(tmp_path: Path) -> Non
         (GEMMA_2B, {"activation": "gelu_tanh", "windows": (), "attention_scale": None}),
         (MISTRAL_7B, {"windows": (4096,) * 32, "rope_theta": 10000.0}),
         (MISTRAL_7B | {"sliding_window": None}, {"windows": (0,) * 32}),
+        (
+            MISTRAL_7B
+            | {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 28},
+            {"windows": (0,) * 28 + (4096,) * 4, "qkv_bias": True, "output_bias": False},
+        ),
+        (MISTRAL_7B | {"model_type": "qwen3"}, {"windows": (0,) * 32, "qk_norm": True}),
     ],
 )
 def test_published_configurations_are_read(

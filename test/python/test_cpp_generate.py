@@ -262,7 +262,9 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 def test_an_interrupt_ends_the_generation(as_json: bool, endless: Exported) -> None:
     options = {"prompt": PROMPT, "temperature": 1, "max_new_tokens": 100_000}
     command = generate_command(endless.file, **options, **({"json": True} if as_json else {}))
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    pipe = subprocess.PIPE
+    # Unbuffered: `communicate` would not see what `read` took in advance.
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, bufsize=0) as process:
         assert process.stdout is not None
         begin = b"" if as_json else process.stdout.read(20)  # text comes while it generates
         interrupt(process, caught=True)

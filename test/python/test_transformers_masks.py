@@ -159,11 +159,12 @@ def test_mask_of_the_caller_says_everything():
     torch.testing.assert_close(got, want, **CLOSE)
 
 
+@pytest.mark.parametrize("name", ["llama-mqa", "falcon-alibi"])
 @torch.no_grad()
-def test_bidirectional():
+def test_bidirectional(name):
     tokens, logits = hf_models.tokens(BATCH, LENGTH), []
-    for how in ("mqa", "eager"):
-        model = hf_models.model("llama-mqa", how)
+    for how in ("mqa", hf_models.REFERENCES[name]):
+        model = hf_models.model(name, how)
         model.config.is_causal = False
         logits.append(model(tokens, use_cache=False).logits)
     torch.testing.assert_close(*logits, **CLOSE)
@@ -275,11 +276,11 @@ def test_compiled_step_that_makes_its_mask(name):
     torch._dynamo.reset()
     model, tokens = hf_models.model(name, "mqa"), hf_models.tokens(BATCH, LENGTH)
     cache = StaticCache(config=model.config, max_cache_len=32)
-    model(tokens[:, :6], past_key_values=cache)
+    model(tokens[:, :4], past_key_values=cache)
     count = torch._dynamo.testing.CompileCounter()
     step = torch.compile(model, fullgraph=True, backend=count)
-    logits = [step(x, past_key_values=cache).logits for x in tokens[:, 6:12].split(1, dim=1)]
-    want = hf_models.model(name, "eager")(tokens[:, :12]).logits[:, 6:]
+    logits = [step(x, past_key_values=cache).logits for x in tokens[:, 4:10].split(1, dim=1)]
+    want = hf_models.model(name, "eager")(tokens[:, :10]).logits[:, 4:]
     torch.testing.assert_close(torch.cat(logits, 1), want, **CLOSE)
     assert (
         count.frame_count == {"llama-mqa": 1, "mistral": 3}[name]

@@ -175,10 +175,11 @@ def _prefill(model: Decoder, batch: _Batch, cache: KVCache, stats: GenerationSta
     tokens = _padded(batch.sequences, device)
     logits = model.extend(tokens, lengths, cache.reserve(tokens.size(1)), cache.tensors)
     cache.advance(lengths)
-    for b in range(len(batch.sequences)):
-        batch.accept(b, batch.choose(b, logits[b]))
+    chosen = [batch.choose(b, logits[b]) for b in range(len(batch.sequences))]
     stats.prefill_tokens = int(lengths.sum())
     stats.prefill_seconds = time.perf_counter() - start
+    for b, token in enumerate(chosen):
+        batch.accept(b, token)
 
 
 def _step(

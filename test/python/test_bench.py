@@ -479,6 +479,7 @@ def test_small_run(
     monkeypatch.setitem(CONTENDERS, "SDPA folded", wrong)
     monkeypatch.setitem(CONTENDERS, "onnxruntime", broken_on_float32)
     monkeypatch.setattr(floor_cpu, "measure", lambda threads: replace(MACHINE, threads=threads))
+    monkeypatch.setitem(bench.FULL["cpu"], "trained", (64,))
     grid = "--dtype fp32 bf16 --group 1 8 --head-dim 64 --context 128 256 --batch 1 2 --threads 1"
     peers = ["--peer", "SDPA", "SDPA folded", "matmul+softmax", "onnxruntime", "vLLM"]
     how = "--prefill 64 --budget 0.01 --cold-bytes 4MiB"

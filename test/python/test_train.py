@@ -4,12 +4,12 @@ import copy
 import json
 import math
 import re
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import train
 from corpus import Corpus, king_james_bible, random_batch
@@ -123,7 +123,10 @@ def test_another_attention_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     attend = torch.nn.functional.scaled_dot_product_attention
-    blunt = partial(attend, scale=0.01)
+
+    def blunt(*arguments: Tensor, **options: Any) -> Tensor:
+        return attend(*arguments, **options | {"scale": 0.01})
+
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", blunt)
     assert run(tmp_path, "--compare") == 1
     assert "train: MHA: expected losses that differ by at most 0.001" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mqa.checkpoints.families import read_config
-from mqa.checkpoints.gguf_files import read_metadata
+from mqa.checkpoints.gguf_files import STOP_TOKENS, read_metadata
 from mqa.checkpoints.layout import read_weights
 from mqa.decoder import Decoder
 
@@ -55,7 +55,12 @@ def load_gguf(path: str | Path, dtype: torch.dtype = torch.float32) -> Decoder:
         raise FileNotFoundError(f"load_gguf: no file {path}")
     try:
         reader = GGUFReader(path)
-        metadata = {name: field.contents() for name, field in reader.fields.items()}
+        # The tokenizer's lists, hundreds of thousands of entries, would take seconds.
+        metadata = {
+            name: field.contents()
+            for name, field in reader.fields.items()
+            if not name.startswith("tokenizer.") or name in STOP_TOKENS
+        }
     except (ValueError, IndexError, KeyError, OverflowError) as error:
         raise ValueError(f"load_gguf: {path} is no readable GGUF file ({error})") from error
 

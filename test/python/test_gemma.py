@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, Cache
 
 import mqa
@@ -26,26 +27,31 @@ def test_greedy_tokens_beyond_the_windows_are_those_of_transformers() -> None:
     gemma.generation_config.eos_token_id = None
     prompt = torch.randint(1000, 200_000, [1, 640])
 
-    def continued(cache: Cache | None) -> list[int]:
-        mask = torch.ones_like(prompt)
+    def continued(cache: Cache | None) -> tuple[list[int], Tensor]:
+        """Tokens, and the logits of the first."""
         output = gemma.generate(
-            prompt, attention_mask=mask, max_new_tokens=8, do_sample=False, past_key_values=cache
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=8,
+            do_sample=False,
+            past_key_values=cache,
+            output_logits=True,
+            return_dict_in_generate=True,
         )
-        return output[0, 640:].tolist()
+        return output.sequences[0, 640:].tolist(), output.logits[0]
 
-    expected = [continued(None)]
-    last = gemma.requires_grad_(False)(prompt, logits_to_keep=1).logits[:, -1]
+    expected, last = continued(None)
     register()
     gemma.set_attn_implementation("mqa")
-    logits = gemma(prompt, logits_to_keep=1).logits[:, -1]
+    tokens, logits = continued(MQACache(gemma.config, max_cache_len=647))
+    assert tokens == expected
     torch.testing.assert_close(logits, last, atol=1e-3, rtol=0)
-    assert [continued(MQACache(gemma.config, max_cache_len=647))] == expected
-    gemma = None
+    gemma = None  # makes room
 
     model = mqa.load(path)
     assert model.config.num_kv_heads == 1
     assert min(w for w in model.config.windows if w) == 512
+    logits = model.prefill(prompt, torch.tensor([640]), model.new_cache(1, 640))
+    torch.testing.assert_close(logits, last, atol=1e-3, rtol=0)
     for variant in (model, model.with_attention_impl("torch")):
-        logits = variant.prefill(prompt, torch.tensor([640]), variant.new_cache(1, 640))
-        torch.testing.assert_close(logits, last, atol=1e-3, rtol=0)
-        assert mqa.generate(variant, prompt.tolist(), 8, stop_tokens=()) == expected
+        assert mqa.generate(variant, prompt.tolist(), 8, stop_tokens=()) == [expected]

@@ -2,25 +2,48 @@
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from mqa.decoder import Decoder
+from mqa.grouping import similar
+from mqa.kv_heads import KVHeads
+from mqa.merging import RULES, key_freedom, merge_groups
+from mqa.moments import Moments, moments_of_text, moments_of_weights
+
+GROUPINGS = ("neighbours", "similar")
 
 
-def convert(model: Decoder, num_kv_heads: int) -> Decoder:
+def convert(
+    model: Decoder,
+    num_kv_heads: int,
+    method: str = "mean",
+    *,
+    calibration: Tensor | None = None,
+    groups: str = "neighbours",
+) -> Decoder:
     """A new decoder with `num_kv_heads` KV heads; `model` stays as it is.
 
-    Fewer heads are the means of neighbouring ones (Ainslie et al., GQA, arXiv:2305.13245), which
-    changes what the model computes and calls for further training. More heads are repetitions,
-    which give the same logits.
+    Fewer heads change what the model computes and call for further training; the methods differ
+    in how much. More heads are repetitions, which give the same logits.
+
+    - "mean" of the heads of a group (Ainslie et al., GQA, arXiv:2305.13245).
+    - "first" of them.
+    - "svd": the subspace that holds most of all of them; for keys a direction for each plane of
+      the rotary embedding. What maps the heads there goes into the query and output projections.
+    - "align": every head is turned into a common basis first, which alone changes no logit, then
+      they are averaged, and the average is given back the norm that it lost.
 
     Args:
         model: the decoder to convert.
         num_kv_heads: divides `num_heads`, and divides or is a multiple of the present number.
+        method: how heads become one.
+        calibration: tokens int64 `[B, T]` of a text. "svd", "align" and "similar" go by keys and
+            values there; without a text by weights alone, which is worse.
+        groups: which heads become one: "neighbours", or those that are most "similar" once turned.
 
     Raises:
-        ValueError: `num_kv_heads` is not such a number.
+        ValueError: `num_kv_heads` is not such a number, a name is unknown, or the calibration has
+            fewer tokens than head_dim.
     """
     old = model.config.num_kv_heads
     config = replace(model.config, num_kv_heads=num_kv_heads)
@@ -29,17 +52,33 @@ def convert(model: Decoder, num_kv_heads: int) -> Decoder:
             f"convert: expected a number of KV heads that divides {old} or is a multiple of it, "
             f"got {num_kv_heads}"
         )
+    for name, value, choices in (("method", method, tuple(RULES)), ("groups", groups, GROUPINGS)):
+        if value not in choices:
+            raise ValueError(f"convert: expected {name} to be one of {choices}, got {value!r}")
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}
-    for name, weight in weights.items():
-        if ".k_proj." in name or ".v_proj." in name:  # weight or bias
-            heads = weight.view(old, config.head_dim, *weight.shape[1:])
-            weights[name] = _resize(heads, num_kv_heads).flatten(0, 1)
+    if num_kv_heads >= old:
+        _repeat(weights, model, num_kv_heads)
+        return Decoder.from_weights(config, weights)
+    rules = RULES[method]
+    for layer, moments in enumerate(_moments(model, calibration)):
+        heads = KVHeads.read(weights, layer, model.config)
+        if groups == "similar":
+            order = similar(moments, num_kv_heads).flatten()
+            heads, moments = heads.reordered(order), moments.reordered(order)
+        key_maps, key_factors = merge_groups(rules[key_freedom(config)], moments.keys, num_kv_heads)
+        value_maps, value_factors = merge_groups(rules["all"], moments.values, num_kv_heads)
+        mapped = heads.mapped(key_maps, value_maps)
+        mapped.merged(key_factors, value_factors).write(weights, layer)
     return Decoder.from_weights(config, weights)
 
 
-def _resize(heads: Tensor, count: int) -> Tensor:
-    """Mean-pool or repeat `heads [H_kv, D, ...]` to `count` heads."""
-    old = heads.size(0)
-    if count >= old:
-        return torch.repeat_interleave(heads, count // old, dim=0)
-    return heads.view(count, old // count, *heads.shape[1:]).mean(1)
+def _moments(model: Decoder, calibration: Tensor | None) -> list[Moments]:
+    return moments_of_weights(model) if calibration is None else moments_of_text(model, calibration)
+
+
+def _repeat(weights: dict[str, Tensor], model: Decoder, num_kv_heads: int) -> None:
+    times = num_kv_heads // model.config.num_kv_heads
+    for name, weight in weights.items():
+        if ".k_proj." in name or ".v_proj." in name:  # weight or bias
+            heads = weight.unflatten(0, (-1, model.config.head_dim))
+            weights[name] = heads.repeat_interleave(times, 0).flatten(0, 1)

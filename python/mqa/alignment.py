@@ -11,7 +11,7 @@ All functions take the moments of a group of g heads, `[g, D, g, D]`, see `mqa.m
 import torch
 from torch import Tensor
 
-ITERATIONS = 100
+ITERATIONS = 30
 
 
 def align_planes(moments: Tensor) -> Tensor:

@@ -1,9 +1,13 @@
 """Blocks of tokens whose logits have exactly the bits of single steps."""
 
+from weakref import WeakKeyDictionary
+
 import torch
 
 from mqa.decoder import Decoder
 from mqa.projection import Linear
+
+_FOUND: WeakKeyDictionary[Decoder, dict[tuple[object, ...], bool]] = WeakKeyDictionary()
 
 
 @torch.no_grad()
@@ -36,13 +40,21 @@ def with_exact_blocks(model: Decoder, num_tokens: int) -> Decoder:
             f"with_exact_blocks: expected num_tokens in [1, {model.max_position}] "
             f"(max_position), got {num_tokens}"
         )
-    if _is_exact(model, model, num_tokens):
+    # What decides about bits; with the same the answer is the same.
+    setting = (model.embed_tokens.weight.dtype, torch.get_num_threads(), num_tokens)
+    known = _FOUND.setdefault(model, {})
+    if setting not in known:
+        known[setting] = _is_exact(model, model, num_tokens)
+    if known[setting]:
         return model
     row_by_row = Decoder.from_weights(model.config, model.state_dict())
     for module in row_by_row.modules():
         if isinstance(module, Linear | Decoder):
             module.row_by_row = True
-    if not _is_exact(row_by_row, model, num_tokens):
+    rows = (*setting, "row by row")
+    if rows not in known:
+        known[rows] = _is_exact(row_by_row, model, num_tokens)
+    if not known[rows]:
         raise RuntimeError(
             f"with_exact_blocks: blocks of {num_tokens} tokens differ from single steps in bits"
         )

@@ -7,8 +7,8 @@ from torch import Tensor
 from mqa.decoder import Decoder
 from mqa.grouping import similar
 from mqa.kv_heads import KVHeads
-from mqa.merging import RULES, key_freedom, merge_groups
-from mqa.moments import Moments, moments_of_text, moments_of_weights
+from mqa.merging import BLIND, RULES, key_freedom, merge_groups
+from mqa.moments import moments_of_text, moments_of_weights, unknown_moments
 
 GROUPINGS = ("neighbours", "similar")
 
@@ -60,7 +60,13 @@ def convert(
         _repeat(weights, model, num_kv_heads)
         return Decoder.from_weights(config, weights)
     rules = RULES[method]
-    for layer, moments in enumerate(_moments(model, calibration)):
+    if calibration is not None:
+        known = moments_of_text(model, calibration)
+    elif method in BLIND and groups == "neighbours":
+        known = unknown_moments(model)
+    else:
+        known = moments_of_weights(model)
+    for layer, moments in enumerate(known):
         heads = KVHeads.read(weights, layer, model.config)
         if groups == "similar":
             order = similar(moments, num_kv_heads).flatten()
@@ -70,10 +76,6 @@ def convert(
         mapped = heads.mapped(key_maps, value_maps)
         mapped.merged(key_factors, value_factors).write(weights, layer)
     return Decoder.from_weights(config, weights)
-
-
-def _moments(model: Decoder, calibration: Tensor | None) -> list[Moments]:
-    return moments_of_weights(model) if calibration is None else moments_of_text(model, calibration)
 
 
 def _repeat(weights: dict[str, Tensor], model: Decoder, num_kv_heads: int) -> None:

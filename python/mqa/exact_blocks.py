@@ -40,25 +40,27 @@ def with_exact_blocks(model: Decoder, num_tokens: int) -> Decoder:
             f"with_exact_blocks: expected num_tokens in [1, {model.max_position}] "
             f"(max_position), got {num_tokens}"
         )
-    # What decides about bits; with the same the answer is the same.
-    setting = (model.embed_tokens.weight.dtype, torch.get_num_threads(), num_tokens)
-    known = _FOUND.setdefault(model, {})
-    if setting not in known:
-        known[setting] = _is_exact(model, model, num_tokens)
-    if known[setting]:
+    if _is_known_exact(model, model, num_tokens):
         return model
     row_by_row = Decoder.from_weights(model.config, model.state_dict())
     for module in row_by_row.modules():
         if isinstance(module, Linear | Decoder):
             module.row_by_row = True
-    rows = (*setting, "row by row")
-    if rows not in known:
-        known[rows] = _is_exact(row_by_row, model, num_tokens)
-    if not known[rows]:
+    if not _is_known_exact(row_by_row, model, num_tokens):
         raise RuntimeError(
             f"with_exact_blocks: blocks of {num_tokens} tokens differ from single steps in bits"
         )
     return row_by_row
+
+
+def _is_known_exact(blocks: Decoder, steps: Decoder, num_tokens: int) -> bool:
+    """`_is_exact`, asked once for all that decides about bits."""
+    dtype, threads = steps.embed_tokens.weight.dtype, torch.get_num_threads()
+    setting = (dtype, threads, num_tokens, blocks.row_by_row)
+    known = _FOUND.setdefault(steps, {})
+    if setting not in known:
+        known[setting] = _is_exact(blocks, steps, num_tokens)
+    return known[setting]
 
 
 def _is_exact(blocks: Decoder, steps: Decoder, num_tokens: int) -> bool:

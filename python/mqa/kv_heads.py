@@ -62,18 +62,18 @@ class KVHeads:
         """Other KV heads first, with their query heads; changes no logit."""
         return KVHeads(*(part[order] for part in (self.query, self.key, self.value, self.output)))
 
-    def mapped(self, keys: Tensor, values: Tensor) -> "KVHeads":
-        """Keys and queries times the matrices `keys [H_kv, D, D]`, values times `values`.
+    def mapped(self, keys: Tensor | None, values: Tensor | None) -> "KVHeads":
+        """Keys and queries times any matrices `keys [H_kv, D, D]`, values times `values`.
 
         The output projection gets the transposed ones of values, so that orthogonal matrices change
         no logit. For keys that holds if the rotary embedding commutes with them, too.
         """
-        return KVHeads(
-            query=torch.einsum("hij,hgjk->hgik", keys, self.query),
-            key=keys @ self.key,
-            value=values @ self.value,
-            output=torch.einsum("hij,hgjk->hgik", values, self.output),
-        )
+        heads = self
+        if keys is not None:
+            heads = replace(heads, query=keys[:, None] @ self.query, key=keys @ self.key)
+        if values is not None:
+            heads = replace(heads, value=values @ self.value, output=values[:, None] @ self.output)
+        return heads
 
     def merged(self, keys: Tensor, values: Tensor) -> "KVHeads":
         """One head for each row of `keys` and `values [groups, g]`: the sum with these factors."""

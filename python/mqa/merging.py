@@ -1,8 +1,8 @@
 """How the KV heads of a group become one, for keys and for values.
 
-A merge is a matrix for each head and a factor for each head: the merged head is the sum of the
-mapped heads times their factors. All functions take the moments `[g, D, g, D]` of a group's g
-heads, see `mqa.moments`.
+A merge is a matrix for each head, or none, and a factor for each head: the merged head is the sum
+of the mapped heads times their factors. All functions take the moments `[g, D, g, D]` of a group's
+g heads, see `mqa.moments`.
 """
 
 from collections.abc import Callable
@@ -13,20 +13,19 @@ from torch import Tensor
 from mqa.alignment import align, align_planes, share, share_planes
 from mqa.config import DecoderConfig
 
-Merge = tuple[Tensor, Tensor]  # maps [g, D, D], factors [g]
+Merge = tuple[Tensor | None, Tensor]  # maps [g, D, D], factors [g]
 MergeRule = Callable[[Tensor], Merge]
 
 
 def mean(moments: Tensor) -> Merge:
     """The heads' mean as they are."""
-    g, head_dim = moments.shape[:2]
-    return _unchanged(g, head_dim), torch.full((g,), 1 / g, dtype=torch.float64)
+    g = len(moments)
+    return None, torch.full((g,), 1 / g, dtype=torch.float64)
 
 
 def first(moments: Tensor) -> Merge:
     """The first head."""
-    g, head_dim = moments.shape[:2]
-    return _unchanged(g, head_dim), torch.eye(g, dtype=torch.float64)[0]
+    return None, torch.eye(len(moments), dtype=torch.float64)[0]
 
 
 def shared(share: Callable[[Tensor], Tensor]) -> MergeRule:
@@ -59,6 +58,7 @@ RULES: dict[str, dict[str, MergeRule]] = {
     "svd": {"planes": shared(share_planes), "all": shared(share), "none": mean},
     "align": {"planes": aligned(align_planes), "all": aligned(align), "none": mean},
 }
+BLIND = ("mean", "first")  # methods that look at the number of heads alone
 
 
 def key_freedom(config: DecoderConfig) -> str:
@@ -69,12 +69,9 @@ def key_freedom(config: DecoderConfig) -> str:
 
 
 def merge_groups(rule: MergeRule, moments: Tensor, num_groups: int) -> Merge:
-    """Maps `[H_kv, D, D]` and factors `[groups, g]` for the moments of all heads of a layer."""
+    """Any maps `[H_kv, D, D]`, and factors `[groups, g]`, for the moments of a layer's heads."""
     g = len(moments) // num_groups
     groups = [slice(start, start + g) for start in range(0, len(moments), g)]
-    maps, factors = zip(*(rule(moments[group, :, group]) for group in groups), strict=True)
-    return torch.cat(maps), torch.stack(factors)
-
-
-def _unchanged(g: int, head_dim: int) -> Tensor:
-    return torch.eye(head_dim, dtype=torch.float64).expand(g, -1, -1)
+    merges = [rule(moments[group, :, group]) for group in groups]
+    maps = [map_ for map_, _ in merges if map_ is not None]
+    return torch.cat(maps) if maps else None, torch.stack([factors for _, factors in merges])

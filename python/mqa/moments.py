@@ -78,6 +78,13 @@ def moments_of_weights(model: Decoder) -> list[Moments]:
     return [Moments(gram(a.k_proj), gram(a.v_proj)) for a in _attentions(model)]
 
 
+def unknown_moments(model: Decoder) -> list[Moments]:
+    """Moments of every layer that have a shape and no contents, for who does not look at them."""
+    heads, head_dim = model.config.num_kv_heads, model.config.head_dim
+    nothing = torch.empty(heads, head_dim, heads, head_dim, device="meta")
+    return [Moments(nothing, nothing)] * model.config.num_layers
+
+
 def _attentions(model: Decoder) -> list[Attention]:
     return [module for module in model.modules() if isinstance(module, Attention)]
 

@@ -68,15 +68,7 @@ class Attention(nn.Module):
     def attend_uncached(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Whole sequences, by either attention; this alone has a backward."""
         if self.attention_impl == "mqa":
-            return torch.ops.mqa.attention(
-                query,
-                key,
-                value,
-                is_causal=True,
-                scale=self.scale,
-                window_left=self.window - 1,
-                softcap=self.softcap,
-            )
+            return self.attend(query, key, value, None, None, None)
         if self.window == 0 and self.softcap == 0:
             return nn.functional.scaled_dot_product_attention(
                 query, key, value, is_causal=True, scale=self.scale, enable_gqa=True
@@ -103,13 +95,25 @@ class Attention(nn.Module):
             key_scale=key_scale,
             value_scale=value_scale,
         )
+        return self.attend(query, keys, values, new.seq_lens, key_scale, value_scale)
+
+    def attend(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        seq_lens: Tensor | None,
+        key_scale: Tensor | None,
+        value_scale: Tensor | None,
+    ) -> Tensor:
+        """The operator with what this layer asks of it."""
         return torch.ops.mqa.attention(
             query,
             keys,
             values,
             is_causal=True,
             scale=self.scale,
-            seq_lens=new.seq_lens,
+            seq_lens=seq_lens,
             window_left=self.window - 1,
             softcap=self.softcap,
             key_scale=key_scale,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from training import Losses
+from mqa.training.from_scratch import Losses
 
 COLORS = ("#e0a458", "#5b8def", "#1f9d6b")
 

@@ -14,14 +14,16 @@ from pathlib import Path
 
 import torch
 
-from corpus import VOCAB_SIZE, Corpus, read_text
+from corpus import read_text
 from curves import draw_curves
-from equal_size import equal_size_configs, num_parameters
 from mqa import DecoderConfig
 from mqa.__main__ import Parser, exit_code
 from mqa.bench.machine import processor
+from mqa.quality.variants import num_parameters, variants
 from mqa.table import format_table
-from training import Losses, Schedule, train
+from mqa.training.corpus import BYTE_VOCABULARY, Corpus, byte_tokens
+from mqa.training.from_scratch import Losses, train_new
+from mqa.training.schedule import Schedule
 
 ROOT = Path(__file__).resolve().parents[2]
 # By so much may losses with mqa's attention and with PyTorch's differ at any logged step.
@@ -39,7 +41,7 @@ class Variant:
     config: DecoderConfig
     num_parameters: int
     losses: Losses
-    torch_losses: Losses | None
+    torch_losses: Losses | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,13 +93,12 @@ def run(arguments: argparse.Namespace) -> None:
     """
     schedule = Schedule(
         steps=arguments.steps,
-        log_every=arguments.log_every,
         batch=arguments.batch,
         context=arguments.context,
         learning_rate=arguments.learning_rate,
         seed=arguments.seed,
     )
-    configs = equal_size_configs(
+    configs = variants(
         DecoderConfig(
             num_layers=arguments.layers,
             hidden_size=arguments.width,
@@ -105,39 +106,47 @@ def run(arguments: argparse.Namespace) -> None:
             num_kv_heads=arguments.heads,
             head_dim=arguments.head_dim,
             intermediate_size=arguments.mlp,
-            vocab_size=VOCAB_SIZE,
+            vocab_size=BYTE_VOCABULARY,
             max_position=arguments.context,
         ),
-        arguments.gqa_kv_heads,
+        [arguments.gqa_kv_heads, 1],
     )
-    corpus = Corpus.from_bytes(read_text(arguments.text), schedule.context)
+    corpus = Corpus.split(byte_tokens(read_text(arguments.text)), schedule.context)
     arguments.output.mkdir(parents=True, exist_ok=True)
     json_file, png_file = arguments.output / "train.json", arguments.output / "train.png"
     for path in (json_file, png_file):
         path.touch()  # found impossible now rather than after the training
 
-    variants = {
-        name: train_variant(name, config, corpus, schedule, compare=arguments.compare)
+    results = {
+        name: train_variant(name, config, corpus, schedule, arguments)
         for name, config in configs.items()
     }
-    write_json(json_file, variants, schedule)
-    draw_curves({name: variant.losses for name, variant in variants.items()}, png_file)
-    print(format_results(variants))
+    write_json(json_file, results, schedule)
+    draw_curves({name: variant.losses for name, variant in results.items()}, png_file)
+    print(format_results(results))
     print(f"\n{json_file}\n{png_file}")
-    check_equal(variants)
+    check_equal(results)
 
 
 def train_variant(
-    name: str, config: DecoderConfig, corpus: Corpus, schedule: Schedule, *, compare: bool
+    name: str,
+    config: DecoderConfig,
+    corpus: Corpus,
+    schedule: Schedule,
+    arguments: argparse.Namespace,
 ) -> Variant:
     """Trains with mqa's attention and, to compare, once more with PyTorch's."""
-    losses = train(config, corpus, schedule, name)
-    plain = replace(config, attention_impl="torch")
-    torch_losses = train(plain, corpus, schedule, f"{name}, torch") if compare else None
-    return Variant(config, num_parameters(config), losses, torch_losses)
+    runs = {name: config}
+    if arguments.compare:
+        runs[f"{name}, torch"] = replace(config, attention_impl="torch")
+    losses = [
+        train_new(config, corpus, schedule, log_every=arguments.log_every, name=title)[1]
+        for title, config in runs.items()
+    ]
+    return Variant(config, num_parameters(config), losses[0], *losses[1:])
 
 
-def write_json(path: Path, variants: dict[str, Variant], schedule: Schedule) -> None:
+def write_json(path: Path, results: dict[str, Variant], schedule: Schedule) -> None:
     """Writes everything: what the losses depend on, and the losses."""
     machine = {
         "date": date.today().isoformat(),
@@ -148,12 +157,12 @@ def write_json(path: Path, variants: dict[str, Variant], schedule: Schedule) -> 
     everything = {
         "machine": machine,
         "schedule": asdict(schedule),
-        "variants": {name: asdict(variant) for name, variant in variants.items()},
+        "variants": {name: asdict(variant) for name, variant in results.items()},
     }
     path.write_text(json.dumps(everything, indent=1), encoding="utf-8")
 
 
-def format_results(variants: dict[str, Variant]) -> str:
+def format_results(results: dict[str, Variant]) -> str:
     """The table: a variant a row."""
     header = ["", "KV heads", "MLP", "parameters", "seconds", "training", "validation"]
     rows = [
@@ -166,21 +175,21 @@ def format_results(variants: dict[str, Variant]) -> str:
             f"{variant.losses.training[-1]:.4f}",
             f"{variant.losses.validation[-1]:.4f}",
         ]
-        for name, variant in variants.items()
+        for name, variant in results.items()
     ]
     return format_table(header, rows)
 
 
-def check_equal(variants: dict[str, Variant]) -> None:
+def check_equal(results: dict[str, Variant]) -> None:
     """Compares the losses of the two attentions, where there are both, and says how they differ.
 
     Raises:
         CheckError: by more than `TOLERANCE` at a logged step.
     """
-    for name, variant in variants.items():
+    for name, variant in results.items():
         if variant.torch_losses is None:
             continue
-        difference = variant.losses.largest_difference(variant.torch_losses)
+        difference = largest_difference(variant.losses, variant.torch_losses)
         if not difference <= TOLERANCE:  # NaN differs from everything
             raise CheckError(
                 f"{name}: expected losses that differ by at most {TOLERANCE} from those with "
@@ -189,6 +198,12 @@ def check_equal(variants: dict[str, Variant]) -> None:
         print(
             f"{name}: losses differ by at most {difference:.1e} from those of PyTorch's attention"
         )
+
+
+def largest_difference(ours: Losses, theirs: Losses) -> float:
+    """Between two runs with the same schedule; NaN if either has one."""
+    a, b = (torch.tensor([x.training, x.validation], dtype=torch.float64) for x in (ours, theirs))
+    return (a - b).abs().max().item()
 
 
 if __name__ == "__main__":

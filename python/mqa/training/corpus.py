@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+BYTE_VOCABULARY = 256
 VALIDATION_SHARE = 0.1
 
 
@@ -30,6 +31,11 @@ class Corpus:
                 f"{context} tokens (the context), got {count} tokens in all"
             )
         return cls(tokens[:split], tokens[split:])
+
+
+def byte_tokens(text: bytes) -> Tensor:
+    """The bytes of a text as tokens, of a vocabulary of `BYTE_VOCABULARY`."""
+    return torch.frombuffer(bytearray(text), dtype=torch.uint8).long()
 
 
 def random_batch(tokens: Tensor, batch: int, context: int, generator: torch.Generator) -> Tensor:

@@ -1,0 +1,214 @@
+"""`mqa quality`: what fewer KV heads cost, in small decoders trained from scratch."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mqa.commands.plan import positive
+from mqa.table import format_table
+
+if TYPE_CHECKING:
+    from mqa import DecoderConfig
+    from mqa.training.schedule import Schedule
+
+HELP = "trains small decoders of equal size from scratch: MHA, GQA, MQA; loss against cache"
+DESCRIPTION = """Trains small decoders on the bytes of a text, with several seeds each: MHA, GQA,
+MQA, and MHA with fewer heads. All have as many parameters: what fewer heads free goes into the
+feed-forward network. The last tenth of the text is for validation. Writes quality.json after each
+run, and goes on there when it is called again; then the plots."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command line of `mqa quality`."""
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--text", type=Path, nargs="+", metavar="FILE", help="texts to learn")
+    what.add_argument(
+        "--redraw", type=Path, metavar="FILE", help="draw the plots of a quality.json again"
+    )
+    parser.add_argument("--quick", action="store_true", help="smaller, shorter, within a minute")
+    model = parser.add_argument_group("models")
+    for name, default, text in (
+        ("layers", 4, ""),
+        ("heads", 8, "of MHA"),
+        ("head-dim", 32, ""),
+        ("width", 256, "of the residual stream"),
+        ("mlp", 704, "width of MHA's feed-forward network"),
+    ):
+        model.add_argument(
+            f"--{name}", type=positive, default=default, metavar="N", help=_help(text, default)
+        )
+    model.add_argument(
+        "--kv-heads", type=positive, nargs="+", default=[4, 2, 1], metavar="N", help="of GQA, MQA"
+    )
+    model.add_argument(
+        "--fewer-heads",
+        type=positive,
+        nargs="+",
+        default=[2, 1],
+        metavar="N",
+        help="of further MHA decoders",
+    )
+    training = parser.add_argument_group("training")
+    for name, default, text in (
+        ("steps", 500, ""),
+        ("batch", 16, "sequences in a step"),
+        ("context", 128, "bytes in a sequence"),
+        ("seeds", 3, "runs of each model"),
+    ):
+        training.add_argument(
+            f"--{name}", type=positive, default=default, metavar="N", help=_help(text, default)
+        )
+    training.add_argument("--learning-rate", type=float, default=1e-3, help="at its peak")
+    training.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    training.add_argument("--threads", type=positive, metavar="N")
+    speed = parser.add_argument_group("decode speed")
+    speed.add_argument("--decode-batch", type=positive, default=8, metavar="N")
+    speed.add_argument("--decode-context", type=positive, default=4096, metavar="N")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("mqa-quality"),
+        metavar="FOLDER",
+        help="default: mqa-quality",
+    )
+
+
+QUICK = {
+    "layers": 2,
+    "heads": 4,
+    "width": 128,
+    "mlp": 256,
+    "kv_heads": [2, 1],
+    "fewer_heads": [1],
+    "steps": 60,
+    "seeds": 2,
+    "decode_context": 1024,
+}
+# What may change between calls that add to one report.
+NO_SETTINGS = {"command", "text", "redraw", "quick", "output", "seeds"}
+NO_SETTINGS |= {"decode_batch", "decode_context"}
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Trains, prints the tables, and writes the report and the plots.
+
+    Raises:
+        OSError: A file cannot be read or written.
+        ValueError: The options do not make a model or do not fit the text, or the folder holds
+            results of others.
+    """
+    from mqa.quality.plots import draw
+    from mqa.quality.report import paper_table, table
+
+    if arguments.redraw is not None:
+        report = json.loads(arguments.redraw.read_text(encoding="utf-8"))
+        arguments.output.mkdir(parents=True, exist_ok=True)
+    else:
+        report = _measure(arguments)
+    print(f"{format_table(*table(report))}\n\n{format_table(*paper_table())}")
+    print("\nwrote", ", ".join(map(str, draw(report, arguments.output))))
+
+
+def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from mqa.quality.run import decode_speed, describe, train_all
+    from mqa.quality.variants import variants
+    from mqa.training.corpus import Corpus, byte_tokens
+
+    if arguments.quick:
+        vars(arguments).update(QUICK)
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    schedule = _schedule(arguments)
+    configs = variants(_mha(arguments), arguments.kv_heads, arguments.fewer_heads)
+    text = b"\n".join(path.read_bytes() for path in arguments.text)
+    corpus = Corpus.split(byte_tokens(text), arguments.context)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    file = arguments.output / "quality.json"
+    report = _begin(file, arguments, text)
+    report["variants"] = {
+        name: describe(config, torch.bfloat16) for name, config in configs.items()
+    }
+
+    def save() -> None:
+        file.write_text(json.dumps(report, indent=1), encoding="utf-8")
+
+    save()  # found impossible now rather than after the training
+    seeds = list(range(arguments.seeds))
+    train_all(configs, corpus, schedule, seeds, report["runs"], save)
+    report["tokens_per_second"] = decode_speed(
+        configs, torch.bfloat16, arguments.decode_batch, arguments.decode_context
+    )
+    save()
+    return report
+
+
+def _begin(file: Path, arguments: argparse.Namespace, text: bytes) -> dict[str, Any]:
+    """The report so far: without a run, or with those of an earlier call."""
+    import torch
+
+    from mqa.bench.device import DEVICES
+    from mqa.bench.machine import describe_machine, versions
+
+    settings = {name: value for name, value in vars(arguments).items() if name not in NO_SETTINGS}
+    settings |= {
+        "threads": torch.get_num_threads(),
+        "text": hashlib.sha256(text).hexdigest(),
+        "bytes": len(text),
+    }
+    if not file.exists():
+        return {
+            "machine": describe_machine(DEVICES["cpu"]()),
+            "versions": versions(),
+            "command": ["mqa", *sys.argv[1:]],
+            "settings": settings,
+            "variants": {},
+            "runs": [],
+            "tokens_per_second": {},
+        }
+    report = json.loads(file.read_text(encoding="utf-8"))
+    for name, value in settings.items():
+        if report["settings"][name] != value:
+            raise ValueError(
+                f"expected the {name} of the runs in {file}, {report['settings'][name]}, "
+                f"got {value}: another --output begins anew"
+            )
+    return report
+
+
+def _schedule(arguments: argparse.Namespace) -> Schedule:
+    from mqa.training.schedule import Schedule
+
+    return Schedule(
+        steps=arguments.steps,
+        batch=arguments.batch,
+        context=arguments.context,
+        learning_rate=arguments.learning_rate,
+        dtype=arguments.dtype,
+    )
+
+
+def _mha(arguments: argparse.Namespace) -> DecoderConfig:
+    from mqa import DecoderConfig
+    from mqa.training.corpus import BYTE_VOCABULARY
+
+    return DecoderConfig(
+        num_layers=arguments.layers,
+        hidden_size=arguments.width,
+        num_heads=arguments.heads,
+        num_kv_heads=arguments.heads,
+        head_dim=arguments.head_dim,
+        intermediate_size=arguments.mlp,
+        vocab_size=BYTE_VOCABULARY,
+        max_position=arguments.context,
+    )
+
+
+def _help(text: str, default: int) -> str:
+    return f"{text}; default: {default}" if text else f"default: {default}"

@@ -1,0 +1,1 @@
+"""What fewer KV heads cost in quality: small decoders of equal size, trained from scratch."""

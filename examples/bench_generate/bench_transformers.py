@@ -96,7 +96,7 @@ def billion_llama(context: int) -> PreTrainedModel:
     return model.eval().requires_grad_(False)
 
 
-def mqa_cache(model: PreTrainedModel, slots: int, dtype: str | None = None) -> Cache:
+def mqa_cache(model: PreTrainedModel, slots: int, dtype: str | None) -> Cache:
     """The static cache of mqa."""
     return MQACache(model.config, max_cache_len=slots, cache_dtype=dtype)
 
@@ -105,23 +105,22 @@ def measure_model(
     name: str, model: PreTrainedModel, context: int, batch: int, arguments: argparse.Namespace
 ) -> Result:
     """All attentions and caches with one model, context and batch."""
-    int8_cache = partial(mqa_cache, dtype="int8")
-    engines = {
-        "eager": TransformersEngine(model, attn_implementation="eager"),
-        BASELINE: TransformersEngine(model, attn_implementation="sdpa"),
-        "mqa": TransformersEngine(model, attn_implementation="mqa"),
-        "mqa, MQACache": TransformersEngine(model, attn_implementation="mqa", new_cache=mqa_cache),
-        "mqa, MQACache, int8": TransformersEngine(
-            model, attn_implementation="mqa", new_cache=int8_cache
-        ),
+    with_dynamic_cache = TransformersEngine(model)
+    with_static_caches = {
+        f"mqa, MQACache{suffix}": TransformersEngine(
+            model, attn_implementation="mqa", new_cache=partial(mqa_cache, dtype=dtype)
+        )
+        for suffix, dtype in (("", None), (", int8", "int8"))
     }
+    for engine in (with_dynamic_cache, *with_static_caches.values()):
+        engine.fill_with_random_values(context, batch)
+    engines = {name: with_dynamic_cache.with_attention(name) for name in ("eager", BASELINE, "mqa")}
+    engines |= with_static_caches
     missing: dict[str, str] = {}
 
     def note_failure(engine: str, error: Exception) -> None:
         missing[engine] = f"{type(error).__name__}: {error}".splitlines()[0]
 
-    for engine in engines.values():
-        engine.fill_with_random_values(context, batch)
     rates = measure(engines, arguments.tokens, arguments.rounds, note_failure)
     return Result(name, context, batch, rates, missing)
 

@@ -1,6 +1,7 @@
 """`generate` of Hugging Face's transformers as an engine."""
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from pathlib import Path
 
 import torch
@@ -71,6 +72,12 @@ class TransformersEngine:
         self.compiled = compiled
         self.attn_implementation = attn_implementation
         self.new_cache = new_cache
+
+    def with_attention(self, name: str) -> "TransformersEngine":
+        """The same model and cache with another attention; they decode in turn."""
+        engine = copy(self)
+        engine.attn_implementation = name
+        return engine
 
     @torch.no_grad()
     def prefill(self, tokens: Sequence[int]) -> None:

@@ -55,16 +55,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     training = parser.add_argument_group("training")
     for name, default, text in (
-        ("steps", 500, ""),
-        ("batch", 16, "sequences in a step"),
-        ("context", 128, "bytes in a sequence"),
+        ("steps", 600, ""),
+        ("batch", 8, "sequences in a step"),
+        ("context", 256, "bytes in a sequence"),
         ("seeds", 3, "runs of each model"),
     ):
         training.add_argument(
             f"--{name}", type=positive, default=default, metavar="N", help=_help(text, default)
         )
     training.add_argument("--learning-rate", type=float, default=1e-3, help="at its peak")
-    training.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    training.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16: by autocast"
+    )
     training.add_argument("--threads", type=positive, metavar="N")
     speed = parser.add_argument_group("decode speed")
     speed.add_argument("--decode-batch", type=positive, default=8, metavar="N")
@@ -91,7 +93,7 @@ QUICK = {
 }
 # What may change between calls that add to one report.
 NO_SETTINGS = {"command", "text", "redraw", "quick", "output", "seeds"}
-NO_SETTINGS |= {"decode_batch", "decode_context"}
+NO_SETTINGS |= {"kv_heads", "fewer_heads", "decode_batch", "decode_context"}
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -74,9 +74,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         type=Path,
-        default=Path("mqa-quality"),
         metavar="FOLDER",
-        help="default: mqa-quality",
+        help="default: mqa-quality, or that of the report to draw again",
     )
 
 
@@ -107,16 +106,18 @@ def run(arguments: argparse.Namespace) -> None:
     from mqa.quality.plots import draw
     from mqa.quality.report import paper_table, table
 
-    if arguments.redraw is not None:
+    is_old = arguments.redraw is not None
+    folder = arguments.output or (arguments.redraw.parent if is_old else Path("mqa-quality"))
+    folder.mkdir(parents=True, exist_ok=True)
+    if is_old:
         report = json.loads(arguments.redraw.read_text(encoding="utf-8"))
-        arguments.output.mkdir(parents=True, exist_ok=True)
     else:
-        report = _measure(arguments)
+        report = _measure(arguments, folder / "quality.json")
     print(f"{format_table(*table(report))}\n\n{format_table(*paper_table())}")
-    print("\nwrote", ", ".join(map(str, draw(report, arguments.output))))
+    print("\nwrote", ", ".join(map(str, draw(report, folder))))
 
 
-def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
+def _measure(arguments: argparse.Namespace, file: Path) -> dict[str, Any]:
     import torch
 
     from mqa.quality.run import decode_speed, describe, train_all
@@ -131,8 +132,6 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     configs = variants(_mha(arguments), arguments.kv_heads, arguments.fewer_heads)
     text = b"\n".join(path.read_bytes() for path in arguments.text)
     corpus = Corpus.split(byte_tokens(text), arguments.context)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    file = arguments.output / "quality.json"
     report = _begin(file, arguments, text)
     report["variants"] = {
         name: describe(config, torch.bfloat16) for name, config in configs.items()

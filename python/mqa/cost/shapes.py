@@ -31,7 +31,7 @@ def billion_config(num_kv_heads: int, context: int) -> DecoderConfig:
 
 
 def small_config(num_kv_heads: int, context: int) -> DecoderConfig:
-    """The heads of `billion_config` in a sixteenth of its weights, for a quick look."""
+    """The heads of `billion_config` in a smaller model, for a quick look."""
     return DecoderConfig(
         num_layers=4,
         hidden_size=1024,

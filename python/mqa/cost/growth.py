@@ -118,7 +118,9 @@ def measure(plan: Plan) -> Growth:
     exponent_from = next(n for n in lengths if n * TAIL >= plan.longest)
     # Attention over n tokens adds a term in n to a decode step, and one in n^2 to all tokens.
     ways = {
-        name: summarise(lengths, seconds[name], degree, exponent_from, plan.checked, generated[name])
+        name: summarise(
+            lengths, seconds[name], degree, exponent_from, plan.checked, generated[name]
+        )
         for name, degree in (("with", 1), ("without", 2))
     }
     return Growth(

@@ -165,9 +165,7 @@ def cut_cache(pool: Tensor, config: DecoderConfig, context: int, batch: int) -> 
     return [*pool[: math.prod(shape)].view(shape).unbind()]
 
 
-def timed_step(
-    decoder: Decoder, pool: Tensor, context: int, batch: int
-) -> Callable[[int], float]:
+def timed_step(decoder: Decoder, pool: Tensor, context: int, batch: int) -> Callable[[int], float]:
     """Makes a step whose token is the last that the cache has room for; gives its seconds."""
     cache = cut_cache(pool, decoder.config, context, batch)
     tokens = torch.randint(decoder.config.vocab_size, (batch,))

@@ -45,6 +45,21 @@ def small_config(num_kv_heads: int, context: int) -> DecoderConfig:
     )
 
 
+def growth_config(context: int) -> DecoderConfig:
+    """4 layers of width 512, 8 heads of 64: thousands of tokens at once take seconds, not more."""
+    return DecoderConfig(
+        num_layers=4,
+        hidden_size=512,
+        num_heads=8,
+        num_kv_heads=8,
+        head_dim=64,
+        intermediate_size=1536,
+        vocab_size=8000,
+        max_position=context,
+        tie_embeddings=True,
+    )
+
+
 def random_decoder(config: DecoderConfig, dtype: torch.dtype) -> Decoder:
     """A decoder whose activations stay of ordinary size, without a float32 copy in between."""
     weights = {

@@ -16,7 +16,7 @@ def logarithmic(axes: Axes) -> None:
     axes.minorticks_off()
 
 
-def style(axes: Axes, title: str, x_label: str, y_label: str) -> None:
+def label_axes(axes: Axes, title: str, x_label: str, y_label: str) -> None:
     """Small texts, a faint grid and no frame."""
     axes.set_title(title, loc="left", fontsize=9)
     axes.set_xlabel(x_label, fontsize=9)

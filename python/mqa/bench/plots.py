@@ -16,7 +16,7 @@ from mqa.bench.floor import Floor
 from mqa.bench.measure import Result
 from mqa.bench.peers import CONTENDERS, OURS
 from mqa.bench.summary import best_peer
-from mqa.plot_style import logarithmic, style
+from mqa.plot_style import label_axes, logarithmic
 
 COLORS = {
     OURS: "#1f9d6b",
@@ -131,7 +131,7 @@ def _time_panel(axes: Axes, results: Sequence[Result], axis: str) -> None:
     threads = f"{case.threads} thread{'s' * (case.threads > 1)}"
     title = f"{case.cache_dtype} cache\n{', '.join([*fixed, threads, temperature])}"
     logarithmic(axes)
-    style(axes, title, AXES[axis], "ms per decode step")
+    label_axes(axes, title, AXES[axis], "ms per decode step")
 
 
 def _cache_figure() -> Figure:
@@ -151,7 +151,7 @@ def _cache_figure() -> Figure:
             )
     logarithmic(axes)
     axes.legend(frameon=False, fontsize=8)
-    style(axes, "cache of one layer and sequence, D 128", AXES["context"], "MB")
+    label_axes(axes, "cache of one layer and sequence, D 128", AXES["context"], "MB")
     return figure
 
 
@@ -171,7 +171,7 @@ def _roofline_figure(results: Sequence[Result], floors: Sequence[Floor]) -> Figu
         _roofs(axes, [floor for floor in floors if floor.threads == threads][-1], chosen)
         axes.legend(frameon=False, fontsize=7, loc="lower right")
         title = f"{threads} thread{'s' * (threads > 1)}; filled: {OURS}, hollow: best peer"
-        style(axes, title, "flops per byte", "GFLOP/s")
+        label_axes(axes, title, "flops per byte", "GFLOP/s")
     return figure
 
 

@@ -25,12 +25,11 @@ def tables(report: dict[str, Any]) -> list[Table]:
     if "steps" in report:
         grid = Grid(report["steps"]["points"])
         found.append(_steps_table(report["steps"], grid))
-        found.append(_bands_table(grid))
         if len(grid.same_tokens()) > 1:
             found.append(_same_tokens_table(grid))
     if "memory" in report:
         found += [_memory_table(report["memory"]), _textbook_table(report["memory"])]
-    return [*found, _papers_table(report)]
+    return found
 
 
 def notes(report: dict[str, Any]) -> list[str]:
@@ -38,6 +37,7 @@ def notes(report: dict[str, Any]) -> list[str]:
     return [
         *(_growth_notes(report["growth"]) if "growth" in report else ()),
         *(_steps_notes(report["steps"]) if "steps" in report else ()),
+        *_papers_notes(report),
     ]
 
 
@@ -54,7 +54,7 @@ def polynomial_text(coefficients: list[float]) -> str:
     """In microseconds, such as `20.7 n + 0.00406 n^2 us`."""
     powers = ["", " n", *(f" n^{power}" for power in range(2, len(coefficients)))]
     terms = [f"{c * 1e6:.3g}{n}" for c, n in zip(coefficients, powers, strict=True) if c]
-    return f"{' + '.join(terms)} us"
+    return f"{' + '.join(terms)} us".replace("+ -", "- ")
 
 
 def _growth_table(growth: dict[str, Any]) -> Table:
@@ -111,16 +111,17 @@ def _steps_table(steps: dict[str, Any], grid: Grid) -> Table:
     return Table(f"steps: time of a decode step; {shape_text(steps)}", header, rows)
 
 
-def _bands_table(grid: Grid) -> Table:
-    rows = []
+def _bands(grid: Grid) -> Iterator[str]:
+    """Where MQA is how many times as fast as MHA, and the cache's share that explains it."""
     for (start, name), end in zip(BANDS, [*(b[0] for b in BANDS[1:]), float("inf")], strict=True):
         inside = [at for at in grid.compared() if start <= (grid.speedup(*at) or 0) < end]
-        shares = [grid.cache_share(*at) for at in inside]
-        share = f"{min(shares):.0%} to {max(shares):.0%}" if shares else "-"
-        where = ", ".join(f"{batch} x {context:,}" for context, batch in inside) or "-"
-        rows.append([name, share, where])
-    header = ["MQA as fast as MHA", "cache in MHA's bytes", "batch x context"]
-    return Table("steps: where fewer KV heads pay", header, rows)
+        if inside:
+            shares = [grid.cache_share(*at) for at in inside]
+            where = ", ".join(f"{batch} x {context:,}" for context, batch in inside)
+            yield (
+                f"{FEWEST} over {BASELINE}, {name}: {where}; the cache is {min(shares):.0%} to "
+                f"{max(shares):.0%} of {BASELINE}'s bytes"
+            )
 
 
 def _same_tokens_table(grid: Grid) -> Table:
@@ -138,6 +139,7 @@ def _same_tokens_table(grid: Grid) -> Table:
 
 
 def _steps_notes(steps: dict[str, Any]) -> Iterator[str]:
+    yield from _bands(Grid(steps["points"]))
     yield (
         f"by bytes: what the bytes of weights and cache say; reading them alone, at "
         f"{steps['bandwidth'] / 1e9:.1f} GB/s, is the least that a step can take"
@@ -188,22 +190,22 @@ def _textbook_table(memory: dict[str, Any]) -> Table:
     return Table(title, ["attention", "KV heads", "cache", "vs MHA"], rows)
 
 
-def _papers_table(report: dict[str, Any]) -> Table:
-    here = [_like_shazeer(report), _like_pope(report), _like_flash_decoding(report)]
-    rows = [
-        [f"{paper['name']}, {paper['source']}", paper["claim"], text]
-        for paper, text in zip(report["papers"], here, strict=True)
-    ]
-    return Table("papers", ["paper", "there", "here"], rows)
+def _papers_notes(report: dict[str, Any]) -> Iterator[str]:
+    """What each paper says, and what was measured of the same kind here."""
+    likes = (_like_shazeer, _like_pope, _like_flash_decoding)
+    for paper, like in zip(report["papers"], likes, strict=True):
+        here = like(report)
+        said = f"{paper['name']} ({paper['source']}): {paper['claim']}"
+        yield f"{said}; here: {here}" if here else said
 
 
 def _like_shazeer(report: dict[str, Any]) -> str:
     """The shortest context at the largest batch that was measured with it."""
     if "steps" not in report:
-        return "-"
+        return ""
     grid = Grid(report["steps"]["points"])
     if not grid.compared():
-        return "-"
+        return ""
     context, batch = min(grid.compared(), key=lambda at: (at[0], -at[1]))
     slow, fast = (
         (grid.seconds(kind, context, batch) or 0) / batch * 1e6 for kind in (BASELINE, FEWEST)
@@ -213,17 +215,17 @@ def _like_shazeer(report: dict[str, Any]) -> str:
 
 def _like_pope(report: dict[str, Any]) -> str:
     if "memory" not in report:
-        return "-"
+        return ""
     contexts = {use["kind"]: use["max_context"] for use in report["memory"]["uses"]}
     return f"{contexts[FEWEST] / contexts[BASELINE]:.3g} times in the same memory"
 
 
 def _like_flash_decoding(report: dict[str, Any]) -> str:
     if "steps" not in report:
-        return "-"
+        return ""
     grid = Grid(report["steps"]["points"])
     places = grid.same_tokens()
     if len(places) < 2:
-        return "-"
+        return ""
     times = [grid.seconds(FEWEST, *at) or 0 for at in places]
     return f"{FEWEST}: {min(times) * 1e3:,.0f} to {max(times) * 1e3:,.0f} ms per step"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.colors import TwoSlopeNorm
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from mqa.cost import fit
@@ -17,7 +17,7 @@ from mqa.units import format_bytes
 KIND_COLORS = {**COLORS, "GQA-8": COLORS["GQA"], "GQA-4": "#1d3557"}
 WAY_COLORS = {"with_cache": COLORS["MQA"], "without_cache": "#c0392b"}
 GROWTHS = {"with_cache": "linear", "without_cache": "quadratic"}
-FASTEST_SHADE = 4.0  # speed-ups from here on have the same colour
+DARKEST = 12.0  # a speed-up; the lightest is none
 
 
 def draw(report: dict[str, Any], folder: Path) -> list[Path]:
@@ -58,7 +58,7 @@ def _growth_figure(growth: dict[str, Any]) -> Figure:
     label_axes(one, "one more token (lines: fitted)", "tokens so far, n", "ms for the n-th token")
     label_axes(all_of_them, "the whole text", "tokens of the text, n", "s for all n tokens")
     figure.suptitle(
-        f"A cache turns quadratic work into linear work: {shape_text(growth)}", fontsize=10
+        f"A cache turns quadratic work into linear work\n{shape_text(growth)}", fontsize=10
     )
     return figure
 
@@ -69,14 +69,14 @@ def _speedup_figure(steps: dict[str, Any], grid: Grid) -> Figure:
     figure = Figure(figsize=(max(size[0], 8), size[1]), layout="constrained")
     left, right = figure.subplots(1, 2)
     speedups = [[grid.speedup(c, b) for c in grid.contexts] for b in grid.batches]
-    norm = TwoSlopeNorm(vmin=0.5, vcenter=1, vmax=FASTEST_SHADE)
+    norm = LogNorm(1 / DARKEST, DARKEST)
     _heat_map(left, grid, speedups, "{:.2f}x", cmap="BrBG", norm=norm)
     left.set_title(f"{FEWEST}: times as fast as {BASELINE}", loc="left", fontsize=9)
     shares = [[grid.cache_share(c, b) for c in grid.contexts] for b in grid.batches]
     _heat_map(right, grid, shares, "{:.0%}", cmap="Blues", vmin=0, vmax=1.6)
     right.set_title(f"the cache's share of the bytes that {BASELINE} reads", loc="left", fontsize=9)
     figure.suptitle(
-        f"Fewer KV heads pay where the cache outweighs the weights: {shape_text(steps)}",
+        f"Fewer KV heads pay where the cache outweighs the weights\n{shape_text(steps)}",
         fontsize=10,
     )
     return figure

@@ -7,10 +7,10 @@ from mqa.bench.report import Table
 from mqa.cost.grid import BASELINE, FEWEST, Grid
 from mqa.units import format_bytes
 
-# How many times as fast as MHA is MQA: from, and what to call it.
+# How many times as fast as MHA is MQA: from, and in words.
 BANDS = (
-    (0.0, "below 1.1 times: nothing"),
-    (1.1, "1.1 to 1.4 times: the textbooks' up to 40 %"),
+    (0.0, "less than 1.1 times"),
+    (1.1, "1.1 to 1.4 times (the textbooks' up to 40 %)"),
     (1.4, "1.4 to 3 times"),
     (3.0, "3 times and more"),
 )
@@ -117,10 +117,11 @@ def _bands(grid: Grid) -> Iterator[str]:
         inside = [at for at in grid.compared() if start <= (grid.speedup(*at) or 0) < end]
         if inside:
             shares = [grid.cache_share(*at) for at in inside]
+            ends = dict.fromkeys(f"{share:.0%}" for share in (min(shares), max(shares)))
             where = ", ".join(f"{batch} x {context:,}" for context, batch in inside)
             yield (
-                f"{FEWEST} over {BASELINE}, {name}: {where}; the cache is {min(shares):.0%} to "
-                f"{max(shares):.0%} of {BASELINE}'s bytes"
+                f"speed of {FEWEST} over {BASELINE}: {name} at {where}, where the cache is "
+                f"{' to '.join(ends)} of the bytes that {BASELINE} reads"
             )
 
 

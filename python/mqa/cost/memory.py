@@ -130,7 +130,7 @@ def growth_by_filling(config: DecoderConfig, context: int, batch: int) -> int:
     model = random_decoder(narrow, DTYPE)
     shape = (batch, config.num_kv_heads, min(PIECE, context), config.head_dim)
     pieces = torch.randn(2, *shape, dtype=DTYPE)
-    _fill(KVCache(model, batch, PIECE), pieces)  # loads whatever takes part
+    _fill(KVCache(model, batch, pieces.size(3)), pieces)  # loads whatever takes part
     ctypes.CDLL(None).malloc_trim(0)  # or else a small cache may lie where others have been before
     before = resident_bytes()
     cache = KVCache(model, batch, context)

@@ -314,7 +314,7 @@ def test_a_small_run_and_its_plots(
             ["--redraw", "other.json"],
             "--redraw: expected a cost.json of `mqa cost`, got other.json",
         ),
-        (["--output", "other.json"], "other.json: File exists"),
+        (["--quick", "--section", "growth", "--output", "other.json"], "other.json: File exists"),
     ],
 )
 def test_bad_input_is_one_sentence(

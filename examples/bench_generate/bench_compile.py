@@ -8,7 +8,7 @@ import torch
 from decoder_engine import DecoderEngine
 from engine import MOST_TOKENS, Engine, measure
 from mqa import DecoderConfig
-from random_decoder import random_decoder
+from mqa.cost.shapes import random_decoder
 from report import describe_machine
 
 CONTEXTS = (256, 4096)

@@ -30,7 +30,7 @@ from engine import (
     tokens_per_second,
 )
 from llama_engine import LlamaEngine
-from random_decoder import KV_HEADS, billion_config, random_decoder
+from mqa.cost.shapes import KV_HEADS, billion_config, random_decoder
 from reference import load_tokenizer
 from report import describe_machine
 from results import OURS, ContextResult, Results, VariantResult, format_results, write_json

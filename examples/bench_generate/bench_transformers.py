@@ -23,9 +23,9 @@ from transformers import AutoModelForCausalLM, Cache, LlamaConfig, PreTrainedMod
 import smollm2
 from bench_generate import MODEL_FOLDER, ROOT
 from engine import MOST_TOKENS, measure
+from mqa.cost.shapes import billion_config
 from mqa.integrations.transformers import MQACache, register
 from mqa.table import format_table
-from random_decoder import billion_config
 from report import describe_machine
 from transformers_engine import TransformersEngine, load_gguf
 

@@ -11,6 +11,7 @@ from torch import Tensor
 import engine
 from engine import MOST_TOKENS, PREFILL_CHUNK, Run
 from mqa import Decoder
+from mqa.cost.shapes import fill_with_random_values
 
 
 class DecoderEngine:
@@ -36,9 +37,7 @@ class DecoderEngine:
     def fill_with_random_values(self, context: int) -> None:
         """Pretend a context: speed does not depend on what is in the cache."""
         self._reserve(context)
-        for tensor in self.cache:
-            head = torch.randn(tensor.shape[2:], dtype=tensor.dtype)
-            tensor.copy_(head.expand_as(tensor))
+        fill_with_random_values(self.cache)
 
     def _reserve(self, context: int) -> None:
         self.cache = []  # the old one is freed before there is a new one

@@ -5,9 +5,15 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from mqa.commands import bench, generate, plan, quality
+from mqa.commands import bench, cost, generate, plan, quality
 
-COMMANDS = {"plan": plan, "bench": bench, "generate": generate, "quality": quality}
+COMMANDS = {
+    "plan": plan,
+    "bench": bench,
+    "generate": generate,
+    "cost": cost,
+    "quality": quality,
+}
 
 
 class Parser(argparse.ArgumentParser):

@@ -103,6 +103,11 @@ class Model:
         return self.with_kv_heads(self.num_kv_heads)
 
 
+# The example that textbooks show multi-query attention by.
+TEXTBOOK = Model(num_layers=61, num_heads=128, num_kv_heads=128, head_dim=128)
+TEXTBOOK_CONTEXT = 100_000
+
+
 def token_bytes(attention: Attention, cache_format: CacheFormat) -> int:
     """Bytes that one token adds to the cache of one sequence.
 

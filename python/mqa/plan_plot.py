@@ -25,7 +25,8 @@ def plot(estimates: Sequence[Estimate], title: str, memory: int | None, path: Pa
     except ImportError:
         raise ValueError("expected matplotlib, which draws plots: pip install matplotlib") from None
 
-    colors = {"MHA": "#9aa5b1", "GQA": "#5b8def", "MQA": "#1f9d6b", "MLA": "#b3661b"}
+    from mqa.plot_style import COLORS
+
     names = [
         f"{e.attention}, {e.num_kv_heads} KV head{'s' * (e.num_kv_heads > 1)}"
         + ("\n(as configured)" if e.as_configured else "")
@@ -36,7 +37,7 @@ def plot(estimates: Sequence[Estimate], title: str, memory: int | None, path: Pa
     bars = axes.barh(
         names,
         [e.cache_bytes / 1e9 for e in estimates],
-        color=[colors[e.attention] for e in estimates],
+        color=[COLORS[e.attention] for e in estimates],
     )
     if memory is not None:
         label = f"memory: {format_bytes(memory)}"

@@ -18,7 +18,7 @@ from decoder_engine import DecoderEngine, attention_timer
 from decoders import VOCAB_SIZE, sharpen, tiny_decoder
 from engine import WARM_UP_TOKENS, MissingEngineError, Run, measure, tokens_per_second
 from llama_engine import LlamaEngine
-from random_decoder import KV_HEADS, billion_config, random_decoder
+from mqa.cost.shapes import KV_HEADS, billion_config, random_decoder
 from results import OURS, ContextResult, Results, VariantResult, format_results, write_json
 from results_plot import draw
 from transformers_engine import TransformersEngine, dynamic_cache, static_cache

@@ -10,13 +10,13 @@ from typing import Any
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 
 from mqa.bench.cases import DTYPE_BYTES, QUANTISED, Case
 from mqa.bench.floor import Floor
 from mqa.bench.measure import Result
 from mqa.bench.peers import CONTENDERS, OURS
 from mqa.bench.summary import best_peer
+from mqa.plot_style import label_axes, logarithmic
 
 COLORS = {
     OURS: "#1f9d6b",
@@ -130,8 +130,8 @@ def _time_panel(axes: Axes, results: Sequence[Result], axis: str) -> None:
     temperature = "cold" if case.is_cold else "warm"
     threads = f"{case.threads} thread{'s' * (case.threads > 1)}"
     title = f"{case.cache_dtype} cache\n{', '.join([*fixed, threads, temperature])}"
-    _logarithmic(axes)
-    _style(axes, title, AXES[axis], "ms per decode step")
+    logarithmic(axes)
+    label_axes(axes, title, AXES[axis], "ms per decode step")
 
 
 def _cache_figure() -> Figure:
@@ -149,9 +149,9 @@ def _cache_figure() -> Figure:
                 linestyle=style,
                 label=f"{'MQA' if heads == 1 else f'MHA, {HEADS} heads'}, {dtype}",
             )
-    _logarithmic(axes)
+    logarithmic(axes)
     axes.legend(frameon=False, fontsize=8)
-    _style(axes, "cache of one layer and sequence, D 128", AXES["context"], "MB")
+    label_axes(axes, "cache of one layer and sequence, D 128", AXES["context"], "MB")
     return figure
 
 
@@ -164,14 +164,14 @@ def _roofline_figure(results: Sequence[Result], floors: Sequence[Floor]) -> Figu
         figure.subplots(1, len(counts), squeeze=False)[0], counts, strict=True
     ):
         chosen = [result for result in timed if result.case.threads == threads]
-        _logarithmic(axes)
+        logarithmic(axes)
         for dtype, color in DTYPE_COLORS.items():
             of_dtype = [result for result in chosen if result.case.cache_dtype == dtype]
             _roofline_points(axes, of_dtype, dtype, color)
         _roofs(axes, [floor for floor in floors if floor.threads == threads][-1], chosen)
         axes.legend(frameon=False, fontsize=7, loc="lower right")
         title = f"{threads} thread{'s' * (threads > 1)}; filled: {OURS}, hollow: best peer"
-        _style(axes, title, "flops per byte", "GFLOP/s")
+        label_axes(axes, title, "flops per byte", "GFLOP/s")
     return figure
 
 
@@ -201,21 +201,3 @@ def _roofs(axes: Axes, floor: Floor, results: Sequence[Result]) -> None:
         label = f"{name}: {peak / 1e9:,.0f}"
         axes.annotate(label, (low, peak / 1e9), fontsize=7, va="bottom")
     axes.set_ylim(top=3 * max(floor.roofs().values()) / 1e9)
-
-
-def _logarithmic(axes: Axes) -> None:
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.xaxis.set_major_formatter(lambda x, _: f"{x:,g}")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(lambda y, _: f"{y:,g}")
-    axes.minorticks_off()
-
-
-def _style(axes: Axes, title: str, x_label: str, y_label: str) -> None:
-    axes.set_title(title, loc="left", fontsize=9)
-    axes.set_xlabel(x_label, fontsize=9)
-    axes.set_ylabel(y_label, fontsize=9)
-    axes.tick_params(labelsize=8)
-    axes.grid(alpha=0.2)
-    axes.spines[["top", "right"]].set_visible(False)

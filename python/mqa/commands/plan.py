@@ -6,7 +6,15 @@ import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mqa.plan import DTYPE_BYTES, CacheFormat, Estimate, Model, compare
+from mqa.plan import (
+    DTYPE_BYTES,
+    TEXTBOOK,
+    TEXTBOOK_CONTEXT,
+    CacheFormat,
+    Estimate,
+    Model,
+    compare,
+)
 from mqa.plan_config import read_model
 from mqa.table import format_table
 from mqa.units import format_bytes, parse_size
@@ -34,11 +42,7 @@ class Preset:
     context: int
 
 
-PRESETS = {
-    "textbook": Preset(
-        Model(num_layers=61, num_heads=128, num_kv_heads=128, head_dim=128), context=100_000
-    )
-}
+PRESETS = {"textbook": Preset(TEXTBOOK, TEXTBOOK_CONTEXT)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from mqa.plot_style import COLORS, label_axes
 from mqa.quality.report import summaries
 
-COLORS = {"MHA": "#9aa5b1", "GQA": "#5b8def", "MQA": "#1f9d6b"}
-OTHER = "#e0a458"
+SMALLER_MHA = "#e0a458"
 
 
 def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -42,11 +42,12 @@ def _against_cache(report: Mapping[str, Any]) -> Figure:
     axes.set_xticks([s.cache_bytes for s in summaries(report)])
     axes.set_xticklabels([f"{s.cache_bytes:,}" for s in summaries(report)])
     axes.margins(x=0.18)
-    axes.set_xlabel("cache, bytes per token")
-    axes.set_ylabel("loss on held-out text, nats per byte")
-    axes.set_title("The price of a smaller cache (lower is better; all models of one size)")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.3)
+    label_axes(
+        axes,
+        "The price of a smaller cache: lower is better; all models are of one size",
+        "cache, bytes per token",
+        "loss on held-out text, nats per byte",
+    )
     return figure
 
 
@@ -58,15 +59,12 @@ def _curves(report: Mapping[str, Any]) -> Figure:
         curve = [mean(values) for values in zip(*(run["validation"] for run in runs), strict=True)]
         style = "-" if s.config["num_heads"] == report["settings"]["heads"] else "--"
         axes.plot(runs[0]["steps"], curve, style, color=_color(s.name), label=s.name)
-    axes.set_xlabel("step")
-    axes.set_ylabel("nats per byte")
-    axes.set_title("Loss on held-out text during training, mean of the seeds")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.3)
+    label_axes(
+        axes, "Loss on held-out text during training, mean of the seeds", "step", "nats per byte"
+    )
     axes.legend(frameon=False)
     return figure
 
 
 def _color(name: str) -> str:
-    is_smaller_mha = name.startswith("MHA,")
-    return OTHER if is_smaller_mha else COLORS[name.split("-")[0]]
+    return SMALLER_MHA if name.startswith("MHA,") else COLORS[name.split("-")[0]]

@@ -104,9 +104,9 @@ def test_the_tokenizer_comes_along(tmp_path: Path) -> None:
     mqa.save(tiny_decoder(), tmp_path / "saved", source)
     for file in source.iterdir():
         assert (tmp_path / "saved" / file.name).read_bytes() == file.read_bytes()
-    with pytest.raises(FileNotFoundError, match=r"no file .*saved/x/tokenizer.json"):
-        (tmp_path / "saved" / "x").mkdir()
-        mqa.save(tiny_decoder(), tmp_path / "other", tmp_path / "saved" / "x")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no file .*empty/tokenizer.json"):
+        mqa.save(tiny_decoder(), tmp_path / "other", tmp_path / "empty")
     assert list((tmp_path / "other").iterdir()) == []
 
 
@@ -155,7 +155,10 @@ def test_weights_in_several_files_are_not_hidden(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_files_say_their_dtype(tmp_path: Path) -> None:
-    mqa.save(tiny_decoder().bfloat16(), tmp_path)
-    assert {w.dtype for w in load_file(tmp_path / "model.safetensors").values()} == {torch.bfloat16}
+def test_a_folder_says_its_dtype(tmp_path: Path) -> None:
+    tiny_model("gemma3").bfloat16().save_pretrained(tmp_path)
+    mqa.save(mqa.load(tmp_path, torch.bfloat16), tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    assert weights["model.layers.0.self_attn.q_proj.weight"].dtype == torch.bfloat16
+    assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "bfloat16"
     assert load_in_transformers(tmp_path).dtype == torch.bfloat16

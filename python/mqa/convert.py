@@ -71,10 +71,10 @@ def convert(
         if groups == "similar":
             order = similar(moments, num_kv_heads).flatten()
             heads, moments = heads.reordered(order), moments.reordered(order)
-        key_maps, key_factors = merge_groups(rules[key_freedom(config)], moments.keys, num_kv_heads)
-        value_maps, value_factors = merge_groups(rules["all"], moments.values, num_kv_heads)
-        mapped = heads.mapped(key_maps, value_maps)
-        mapped.merged(key_factors, value_factors).write(weights, layer)
+        of_keys, of_values = rules[key_freedom(config)], rules["all"]
+        keys = merge_groups(of_keys, moments.keys, moments.queries, num_kv_heads)
+        values = merge_groups(of_values, moments.values, moments.outputs, num_kv_heads)
+        heads.merged(num_kv_heads, keys, values).write(weights, layer)
     return Decoder.from_weights(config, weights)
 
 

@@ -139,6 +139,28 @@ def test_keys_that_are_normalised_differ_by_signs_and_norm(method: str) -> None:
     assert (all_logits(mqa.convert(copies, 2, "mean"), tokens) - expected).abs().max() > 0.5
 
 
+@pytest.mark.parametrize("method", ["svd", "align"])
+def test_the_size_of_keys_that_are_normalised_does_not_matter(method: str) -> None:
+    model, tokens = tiny_decoder(num_kv_heads=2, qk_norm=True), random_tokens(2, 30)
+    weights = dict(model.state_dict())
+    heads = KVHeads.read(weights, 1, model.config)
+    larger = torch.tensor([5.0, 1.0]).double()[:, None, None]
+    replace(heads, key=heads.key * larger).write(weights, 1)
+    other = mqa.Decoder.from_weights(model.config, weights)
+    found, expected = (all_logits(mqa.convert(m, 1, method), tokens) for m in (other, model))
+    assert_close(found, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_moments_follow_the_order_of_heads() -> None:
+    model, text, order = tiny_decoder(num_kv_heads=3), random_tokens(2, 40), [2, 0, 1]
+    for moments, expected in zip(
+        moments_of_text(model, text), moments_of_text(in_order(model, order), text), strict=True
+    ):
+        found = moments.reordered(torch.tensor(order))
+        for name in ("keys", "values", "queries", "outputs"):
+            assert_close(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-2)
+
+
 @pytest.mark.parametrize("share_heads", [share, share_planes])
 def test_what_matters_more_is_kept_better(share_heads: Callable[..., tuple[Tensor, ...]]) -> None:
     heads = torch.randn(3, 8, 50, dtype=torch.float64)  # of 50 tokens

@@ -214,7 +214,9 @@ def _compare(arguments: argparse.Namespace, model: Decoder) -> None:
         "machine": machine,
         "versions": versions(),
         "command": ["mqa", *sys.argv[1:]],
-        "model": arguments.model.stem if arguments.model.is_file() else arguments.model.resolve().name,
+        "model": arguments.model.stem
+        if arguments.model.is_file()
+        else arguments.model.resolve().name,
         "kv_heads": {"before": model.num_kv_heads, "after": arguments.kv_heads},
         "calibration_tokens": calibration.numel(),
         "texts": {name: part.numel() for name, part in pieces.items()},

@@ -51,7 +51,8 @@ def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].invert_yaxis()
     figure.suptitle(
-        f"{report['model']}: loss on held-out text after {before} -> {after} KV heads, before any training",
+        f"{report['model']}: loss on held-out text after {before} -> {after} KV heads, "
+        "before any training",
         fontsize=11,
     )
     path = folder / "convert.png"

@@ -5,12 +5,13 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from mqa.commands import bench, cost, generate, plan, quality
+from mqa.commands import bench, convert, cost, generate, plan, quality
 
 COMMANDS = {
     "plan": plan,
     "bench": bench,
     "generate": generate,
+    "convert": convert,
     "cost": cost,
     "quality": quality,
 }

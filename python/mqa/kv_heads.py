@@ -1,12 +1,13 @@
 """The attention weights of a layer by KV heads, to turn and to merge these."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mqa.config import DecoderConfig
+from mqa.merging import Merge
 
 
 @dataclass(frozen=True)
@@ -62,26 +63,25 @@ class KVHeads:
         """Other KV heads first, with their query heads; changes no logit."""
         return KVHeads(*(part[order] for part in (self.query, self.key, self.value, self.output)))
 
-    def mapped(self, keys: Tensor | None, values: Tensor | None) -> "KVHeads":
-        """Keys and queries times any matrices `keys [H_kv, D, D]`, values times `values`.
+    def turned(self, keys: Tensor, values: Tensor) -> "KVHeads":
+        """Keys and queries times orthogonal `keys [H_kv, D, D]`, values and outputs times `values`.
 
-        The output projection gets the transposed ones of values, so that orthogonal matrices change
-        no logit. For keys that holds if the rotary embedding commutes with them, too.
+        Changes no logit if the rotary embedding, and a norm of keys, commute with `keys`.
         """
-        heads = self
-        if keys is not None:
-            heads = replace(heads, query=keys[:, None] @ self.query, key=keys @ self.key)
-        if values is not None:
-            heads = replace(heads, value=values @ self.value, output=values[:, None] @ self.output)
-        return heads
+        return self.merged(len(keys), Merge(keys, keys), Merge(values, values))
 
-    def merged(self, keys: Tensor, values: Tensor) -> "KVHeads":
-        """One head for each row of `keys` and `values [groups, g]`: the sum with these factors."""
+    def merged(self, num_groups: int, keys: Merge, values: Merge) -> "KVHeads":
+        """One head for each group of neighbours."""
 
-        def merge(part: Tensor, factors: Tensor) -> Tensor:
-            return torch.einsum("ng,ngij->nij", factors, part.unflatten(0, factors.shape))
+        def gather(part: Tensor) -> Tensor:
+            return part.unflatten(0, (num_groups, -1))
 
-        return replace(self, key=merge(self.key, keys), value=merge(self.value, values))
+        return KVHeads(
+            query=gather(keys.back[:, None] @ self.query).flatten(1, 2),
+            key=gather(keys.into @ self.key).sum(1),
+            value=gather(values.into @ self.value).sum(1),
+            output=gather(values.back[:, None] @ self.output).flatten(1, 2),
+        )
 
 
 def _prefix(layer: int) -> str:

@@ -1,5 +1,6 @@
 """Further training of a decoder: what is measured on the way, and going on after a break."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -75,12 +76,11 @@ class Uptraining:
         state: dict[str, Any] = {"trainer": self.trainer.state_dict(), "log": asdict(self.log)}
         save_checkpoint(self.checkpoint, self.identity, state)
 
-    def run(self, on_step: Callable[[], None], clock: Callable[[], float]) -> None:
+    def run(self, on_step: Callable[[], None]) -> None:
         """Does the steps that are left.
 
         Args:
             on_step: called after each.
-            clock: the time in seconds.
 
         Raises:
             OSError: a checkpoint cannot be written.
@@ -90,9 +90,9 @@ class Uptraining:
         while self.trainer.step < steps:
             if self.trainer.step % self.evaluate_every == 0:
                 self._evaluate()
-            start = clock()
+            start = time.perf_counter()
             self.log.losses.append(self.trainer.advance())
-            self.log.seconds += clock() - start
+            self.log.seconds += time.perf_counter() - start
             if self.trainer.step % self.checkpoint_every == 0 or self.trainer.step == steps:
                 self.save()
             on_step()

@@ -17,6 +17,7 @@ from mqa.ops import attention_lse as attention_lse
 from mqa.ops import cpu_isa as cpu_isa
 from mqa.ops import kv_append as kv_append
 from mqa.ops import merge as merge
+from mqa.save import save as save
 from mqa.speculative import Drafter as Drafter
 from mqa.speculative import DraftModel as DraftModel
 from mqa.speculative import PromptLookup as PromptLookup

@@ -141,6 +141,11 @@ class DecoderConfig:
                 f"DecoderConfig: expected block 'sequential' with output_norms, got {self.block!r}"
             )
 
+    @property
+    def scale(self) -> float:
+        """The factor of the scores."""
+        return float(self.attention_scale or self.head_dim**-0.5)
+
     def window(self, layer: int) -> int:
         """How many keys a token sees in `layer`; 0 is all."""
         return self.windows[layer] if self.windows else 0

@@ -29,7 +29,7 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim = config.head_dim
         self.attention_impl = config.attention_impl
-        self.scale = float(config.attention_scale or 1 / math.sqrt(config.head_dim))
+        self.scale = config.scale
         self.softcap = float(config.attention_softcap or 0)
         self.window = config.window(layer)
         self.rotation = config.rotation(layer)

@@ -1,5 +1,7 @@
 """Falcon: the layout of Falcon-7B, and the newer one of Falcon-40B and Falcon-11B."""
 
+from typing import Any
+
 from mqa.checkpoints import huggingface
 from mqa.checkpoints.fields import Fields
 from mqa.checkpoints.layout import Description, Layout
@@ -58,3 +60,17 @@ def falcon(fields: Fields) -> Description:
         mlp_bias=bias,
     )
     return config, LAYOUT if config.block == "parallel_shared_norm" else LAYOUT_WITH_TWO_NORMS
+
+
+def falcon_fields(config: DecoderConfig) -> dict[str, Any]:
+    """What `falcon` reads, written down; only the newer layout has any number of KV heads."""
+    return {
+        **huggingface.fields_of_attention(config),
+        "new_decoder_architecture": True,
+        "num_ln_in_parallel_attn": 2 if config.block == "parallel" else 1,
+        "num_kv_heads": config.num_kv_heads,
+        "ffn_hidden_size": config.intermediate_size,
+        "layer_norm_epsilon": config.rms_norm_eps,
+        "activation": config.activation,
+        "bias": config.output_bias,
+    }

@@ -68,6 +68,35 @@ CONFIGS: dict[str, Callable[[Fields], Description]] = {
 }
 
 
+def gemma_fields(config: DecoderConfig) -> dict[str, Any]:
+    """What `gemma` reads, written down."""
+    return {
+        **huggingface.fields_of_attention(config),
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.intermediate_size,
+        "rms_norm_eps": config.rms_norm_eps,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "attention_bias": config.output_bias,
+    }
+
+
+def gemma2_fields(config: DecoderConfig) -> dict[str, Any]:
+    """What `gemma2` reads, written down."""
+    return {
+        **gemma_fields(config),
+        **huggingface.fields_of_windows(config),
+        "query_pre_attn_scalar": round(config.scale**-2),
+        "attn_logit_softcapping": config.attention_softcap,
+        "final_logit_softcapping": config.logit_softcap,
+    }
+
+
+def gemma3_fields(config: DecoderConfig) -> dict[str, Any]:
+    """What `gemma3` reads, written down."""
+    return gemma2_fields(config) | {"rope_local_base_freq": config.local_rope_theta}
+
+
 def _with_output_norms(fields: Fields, types: list[str], **differences: Any) -> Description:
     num_layers = fields.size("num_hidden_layers")
     window = fields.get("sliding_window", 4096)

@@ -1,5 +1,7 @@
 """GPTBigCode: SantaCoder and StarCoder."""
 
+from typing import Any
+
 from mqa.checkpoints import huggingface
 from mqa.checkpoints.fields import Fields
 from mqa.checkpoints.layout import Description, Layout
@@ -71,3 +73,21 @@ def gpt_bigcode(fields: Fields) -> Description:
         mlp_bias=True,
     )
     return config, LAYOUT
+
+
+def gpt_bigcode_fields(config: DecoderConfig) -> dict[str, Any]:
+    """What `gpt_bigcode` reads, written down."""
+    names = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
+    return {
+        "n_layer": config.num_layers,
+        "n_embd": config.hidden_size,
+        "n_head": config.num_heads,
+        "n_inner": config.intermediate_size,
+        "n_positions": config.max_position,
+        "vocab_size": config.vocab_size,
+        "multi_query": config.num_kv_heads == 1,
+        "layer_norm_epsilon": config.rms_norm_eps,
+        "tie_word_embeddings": config.tie_embeddings,
+        "eos_token_id": huggingface.field_of_stop_tokens(config),
+        "activation_function": names.get(config.activation),
+    }

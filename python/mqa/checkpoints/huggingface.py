@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mqa.checkpoints.fields import Fields
-from mqa.config import RopeScaling
+from mqa.config import DecoderConfig, RopeScaling
 
 IRRELEVANT = {
     "_name_or_path",
@@ -91,3 +91,40 @@ def windows(fields: Fields, types: Sequence[str], window: int | None) -> tuple[i
                 f"sliding_window, got {kind!r} with {window!r}"
             )
     return tuple(sizes[kind] or 0 for kind in types)
+
+
+def fields_of_attention(config: DecoderConfig) -> dict[str, Any]:
+    """What `sizes`, `stop_tokens` and `rope` read, written down."""
+    return {
+        **{theirs: getattr(config, ours) for theirs, ours in ATTENTION_SIZES.items()},
+        "max_position_embeddings": config.max_position,
+        "tie_word_embeddings": config.tie_embeddings,
+        "eos_token_id": field_of_stop_tokens(config),
+        "rope_theta": config.rope_theta,
+        "rope_scaling": fields_of_scaling(config.rope_scaling),
+    }
+
+
+def field_of_stop_tokens(config: DecoderConfig) -> int | list[int] | None:
+    """What `stop_tokens` reads, written down."""
+    stop = list(config.eos_token_ids)
+    return stop[0] if len(stop) == 1 else stop or None
+
+
+def fields_of_scaling(scaling: RopeScaling | None) -> dict[str, Any] | None:
+    """What `rope_scaling` reads, written down."""
+    if scaling is None:
+        return None
+    if scaling.low_freq_factor is None:
+        return {"rope_type": "linear", "factor": scaling.factor}
+    names = {theirs: getattr(scaling, ours) for theirs, ours in LLAMA3_ROPE.items()}
+    return {"rope_type": "llama3", **names}
+
+
+def fields_of_windows(config: DecoderConfig) -> dict[str, Any]:
+    """What `windows` reads, written down."""
+    windows = [config.window(layer) for layer in range(config.num_layers)]
+    return {
+        "sliding_window": max(windows) or None,
+        "layer_types": ["sliding_attention" if w else "full_attention" for w in windows],
+    }

@@ -10,6 +10,7 @@ from mqa.config import DecoderConfig
 from mqa.decoder import Decoder
 
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+OUTPUT = "lm_head.weight"  # has no prefix
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,21 @@ class Layout:
         if self.turns_neighbours and projection_of(name) in QKV[:2]:
             return halves_from_pairs(stored, config.head_dim)
         if self.norm_offset and is_norm(name):
-            return stored.float() + self.norm_offset
+            return (stored.double() + self.norm_offset).float()
         return stored
+
+    def to_stored(self, name: str, weights: Mapping[str, Tensor], config: DecoderConfig) -> Tensor:
+        """What files keep of the decoder's weight `name`, together with those fused with it.
+
+        Reading it gives the same bits.
+        """
+        if self.is_fused(name):
+            kind = name.rsplit(".", 1)[1]
+            prefix = name.removesuffix(f"{projection_of(name)}.{kind}")
+            return fused([weights[f"{prefix}{part}.{kind}"] for part in QKV], config)
+        if self.norm_offset and is_norm(name):
+            return weights[name].double() - self.norm_offset  # a float32 has no room for 1e-9 - 1
+        return weights[name]
 
 
 Description = tuple[DecoderConfig, Layout]  # of a model file
@@ -111,6 +125,25 @@ def read_weights(
     return weights
 
 
+def write_weights(
+    config: DecoderConfig, layout: Layout, weights: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The tensors of a file, by full name: the inverse of `read_weights`.
+
+    Args:
+        config: the decoder's.
+        layout: of a Hugging Face folder.
+        weights: the decoder's `state_dict`.
+    """
+    names = {layout.stored_name(name): name for name in weights}
+    return {
+        stored if stored == OUTPUT else layout.prefix + stored: layout.to_stored(
+            name, weights, config
+        ).contiguous()
+        for stored, name in names.items()
+    }
+
+
 def projection_of(name: str) -> str:
     """`self_attn.q_proj` of `layers.0.self_attn.q_proj.weight`."""
     return name.split(".", 2)[-1].rsplit(".", 1)[0]
@@ -126,6 +159,12 @@ def part_of_fused(fused: Tensor, config: DecoderConfig, part: int) -> Tensor:
     groups = fused.view(config.num_kv_heads, -1, config.head_dim, *fused.shape[1:])
     query, key, value = groups[:, :-2], groups[:, -2:-1], groups[:, -1:]
     return (query, key, value)[part].flatten(0, 2)
+
+
+def fused(parts: Sequence[Tensor], config: DecoderConfig) -> Tensor:
+    """The fused projection of query, key and value."""
+    shape = (config.num_kv_heads, -1, config.head_dim)
+    return torch.cat([part.unflatten(0, shape) for part in parts], 1).flatten(0, 2)
 
 
 def halves_from_pairs(weight: Tensor, head_dim: int) -> Tensor:

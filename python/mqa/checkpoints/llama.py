@@ -41,6 +41,32 @@ CONFIGS: dict[str, Callable[[Fields], Description]] = {
 }
 
 
+def llama_fields(config: DecoderConfig) -> dict[str, Any]:
+    """What `llama` reads, written down."""
+    return {
+        **huggingface.fields_of_attention(config),
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.intermediate_size,
+        "rms_norm_eps": config.rms_norm_eps,
+        "hidden_act": config.activation,
+        "attention_bias": config.output_bias,
+        "mlp_bias": config.mlp_bias,
+    }
+
+
+def mistral_fields(config: DecoderConfig) -> dict[str, Any]:
+    """What `mistral` reads, written down."""
+    return llama_fields(config) | {"sliding_window": config.window(0) or None}
+
+
+def qwen_fields(config: DecoderConfig) -> dict[str, Any]:
+    """What `qwen2` and `qwen3` read, written down."""
+    windows = huggingface.fields_of_windows(config)
+    is_wanted = windows["sliding_window"] is not None
+    return llama_fields(config) | windows | {"use_sliding_window": is_wanted}
+
+
 def _config(fields: Fields, **differences: Any) -> Description:
     sizes = huggingface.sizes(fields)
     heads = sizes["num_heads"]

@@ -5,9 +5,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from mqa.commands import bench, generate, plan
+from mqa.commands import bench, generate, plan, uptrain
 
-COMMANDS = {"plan": plan, "bench": bench, "generate": generate}
+COMMANDS = {"plan": plan, "bench": bench, "generate": generate, "uptrain": uptrain}
 
 
 class Parser(argparse.ArgumentParser):

@@ -243,11 +243,12 @@ def _load_model(arguments: argparse.Namespace) -> Decoder:
 
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    model = _load(arguments.model, arguments.dtype)
+    model = load_model(arguments.model, arguments.dtype)
     return model if arguments.kv_heads is None else mqa.convert(model, arguments.kv_heads)
 
 
-def _load(path: Path, dtype: str) -> Decoder:
+def load_model(path: Path, dtype: str) -> Decoder:
+    """`mqa.load`, where a missing package is bad input, too."""
     import torch
 
     import mqa
@@ -287,13 +288,14 @@ def _drafter(arguments: argparse.Namespace) -> Drafter | None:
     if arguments.prompt_lookup is not None:
         return mqa.PromptLookup(arguments.prompt_lookup)
     if arguments.draft is not None:
-        return mqa.DraftModel(_load(arguments.draft, arguments.dtype))
+        return mqa.DraftModel(load_model(arguments.draft, arguments.dtype))
     return None
 
 
-def _number(
+def number(
     text: str, kind: type[int] | type[float], accepts: Callable[[float], bool], expectation: str
 ) -> Any:
+    """A number of the command line that `accepts` takes; `expectation` says which those are."""
     try:
         value = kind(text)
     except ValueError:
@@ -305,23 +307,23 @@ def _number(
 
 def whole(text: str) -> int:
     """A whole number from 0 of the command line."""
-    return _number(text, int, lambda x: 0 <= x < 2**63, "a whole number from 0")
+    return number(text, int, lambda x: 0 <= x < 2**63, "a whole number from 0")
 
 
 def threads(text: str) -> int:
     """A number of threads of the command line."""
     expectation = f"a whole number from 1 to {MAX_THREADS}"
-    return _number(text, int, lambda x: 1 <= x <= MAX_THREADS, expectation)
+    return number(text, int, lambda x: 1 <= x <= MAX_THREADS, expectation)
 
 
 def temperature(text: str) -> float:
     """A temperature of the command line."""
-    return _number(text, float, lambda x: 0 <= x < math.inf, "a finite number from 0")
+    return number(text, float, lambda x: 0 <= x < math.inf, "a finite number from 0")
 
 
 def share(text: str) -> float:
     """A probability of the command line."""
-    return _number(text, float, lambda x: 0 < x <= 1, "a number in (0, 1]")
+    return number(text, float, lambda x: 0 < x <= 1, "a number in (0, 1]")
 
 
 def token_ids(text: str) -> list[int]:

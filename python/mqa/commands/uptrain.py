@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
-import sys
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mqa.commands.generate import share, threads, whole
+from mqa.commands.generate import load_model, number, share, threads, whole
 from mqa.commands.plan import positive
+from mqa.replacing import UNFINISHED
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from mqa import Decoder
-    from mqa.tokenizer import Tokenizer
-    from mqa.training.checkpoint import Identity
-    from mqa.training.distillation import Distillation
     from mqa.training.schedule import Schedule
-    from mqa.training.uptraining import Log, Uptraining
+    from mqa.training.uptraining import Uptraining
 
 HELP = "further training of a converted model, with its original as a teacher"
 DESCRIPTION = """Continues the training of a model on texts and writes a Hugging Face folder,
@@ -37,9 +30,7 @@ EVALUATIONS = 10  # by default, of a run
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line of `mqa uptrain`."""
-    parser.add_argument(
-        "model", nargs="?", type=Path, help="a Hugging Face folder or a .gguf file"
-    )
+    parser.add_argument("model", nargs="?", type=Path, help="a Hugging Face folder or a .gguf file")
     parser.add_argument("output", nargs="?", type=Path, help="the folder to write")
     parser.add_argument(
         "--redraw", type=Path, metavar="FILE", help="only draw the plot of an uptrain.json again"
@@ -70,7 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--dtype", choices=DTYPES, default="float32", help="default: float32")
     how.add_argument("--batch", type=positive, default=4, metavar="N", help="sequences; default: 4")
     how.add_argument(
-        "--accumulation", type=positive, default=1, metavar="N", help="batches of a step; default: 1"
+        "--accumulation",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="batches of a step; default: 1",
     )
     how.add_argument(
         "--context", type=positive, default=512, metavar="N", help="tokens of each; default: 512"
@@ -117,13 +112,13 @@ def run(arguments: argparse.Namespace) -> None:
             something else than this training, or the training went astray.
     """
     try:
-        from tqdm import tqdm  # type: ignore[import-untyped]
+        import tqdm  # type: ignore[import-untyped]  # noqa: F401
 
         from mqa.training.uptrain_plot import draw
     except ImportError as error:
         raise ValueError(f"the package {error.name} is missing: pip install mqa[train]") from error
     from mqa.training.checkpoint import check_identity
-    from mqa.training.uptrain_report import make_report, read_report
+    from mqa.training.uptrain_report import read_report
 
     if arguments.redraw is not None:
         print(*draw(read_report(arguments.redraw), arguments.redraw.parent), sep="\n")
@@ -139,10 +134,23 @@ def run(arguments: argparse.Namespace) -> None:
     if not is_resumed:
         measure_reference(arguments, training)
         training.save()  # a folder that cannot be written is found now
-    step, schedule = training.trainer.step, training.trainer.schedule
+    train(training)
+    print(*finish(arguments, training), sep="\n")
+
+
+def train(training: Uptraining) -> None:
+    """Does the steps that are left, with a progress bar.
+
+    Raises:
+        OSError: A checkpoint cannot be written.
+        ValueError: The training went astray.
+    """
+    from tqdm import tqdm
+
+    schedule = training.trainer.schedule
     with tqdm(
         total=schedule.steps * schedule.step_tokens,
-        initial=step * schedule.step_tokens,
+        initial=training.trainer.step * schedule.step_tokens,
         unit="token",
         unit_scale=True,
     ) as bar:
@@ -154,8 +162,7 @@ def run(arguments: argparse.Namespace) -> None:
         try:
             training.run(show)
         except FloatingPointError as error:
-            raise ValueError(f"{error}; expected a lower --learning-rate") from error
-    finish(arguments, training)
+            raise ValueError(f"{error}; a lower --learning-rate may help") from error
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:
@@ -173,7 +180,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         raise ValueError(f"expected files of different names to --evaluate, got {names}")
     folder = arguments.output
     folder.mkdir(parents=True, exist_ok=True)
-    ours = {REPORT, CHECKPOINT, f"{CHECKPOINT}.partial"}
+    ours = {REPORT, CHECKPOINT, UNFINISHED}
     content = {path.name for path in folder.iterdir()}
     if content and not content & ours:
         raise ValueError(
@@ -193,15 +200,133 @@ def prepare(arguments: argparse.Namespace) -> Uptraining:
 
     import mqa
     from mqa.tokenizer import load_tokenizer
-    from mqa.training.corpus import Corpus
+    from mqa.training.checkpoint import digest
     from mqa.training.distillation import Distillation, check_teacher
-    from mqa.training.schedule import Schedule
-    from mqa.training.texts import beginning, read_tokens
-    from mqa.training.trainer import Trainer, next_token_loss
+    from mqa.training.texts import TextReader
+    from mqa.training.trainer import Loss, Trainer, next_token_loss
     from mqa.training.uptraining import Uptraining
 
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    tokenizer = load_tokenizer(arguments.model)
-    model = load_to_train(arguments.model)
-    schedule = make_schedule(arguments, beginning(tokenizer))
+    loaded = load_model(arguments.model, "float32")
+    if arguments.context > loaded.max_position:
+        raise ValueError(
+            f"expected a --context of at most {loaded.max_position} (max_position of the model), "
+            f"got {arguments.context}"
+        )
+    reader = TextReader(
+        load_tokenizer(arguments.model), loaded.config.vocab_size, arguments.context
+    )
+    corpus = reader.corpus(arguments.text)
+    texts = {TRAINING_TEXT: corpus.validation}
+    texts |= {path.name: reader.held_out(path) for path in arguments.evaluate}
+    schedule = make_schedule(arguments, reader.first_token)
+    evaluate_every = arguments.evaluate_every or max(1, schedule.steps // EVALUATIONS)
+    identity = {
+        **asdict(schedule),
+        "model": digest(loaded.state_dict()),
+        "config": str(loaded.config),
+        "text": digest({"text": corpus.training}),
+        "held-out texts": digest(texts),
+        "evaluate_every": evaluate_every,
+        "reference": str(arguments.reference),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "mqa": version("mqa"),
+    }
+    loss: Loss = next_token_loss
+    if arguments.distill is not None:
+        teacher = load_model(arguments.distill, arguments.dtype)
+        check_teacher(teacher, loaded)
+        loss = Distillation(teacher, arguments.temperature, arguments.distill_weight)
+        identity |= {
+            "teacher": digest(teacher.state_dict()),
+            "temperature": arguments.temperature,
+            "distill_weight": arguments.distill_weight,
+        }
+    # What is loaded may be a view of the file.
+    own = {name: weight.clone() for name, weight in loaded.state_dict().items()}
+    return Uptraining(
+        Trainer(mqa.Decoder.from_weights(loaded.config, own), corpus.training, schedule, loss),
+        texts,
+        identity,
+        arguments.output / CHECKPOINT,
+        evaluate_every,
+        arguments.checkpoint_every,
+    )
+
+
+def make_schedule(arguments: argparse.Namespace, first_token: int | None) -> Schedule:
+    """How long and how fast to train.
+
+    Raises:
+        ValueError: The tokens do not make a step.
+    """
+    from mqa.training.schedule import Schedule
+
+    step_tokens = arguments.batch * arguments.context * arguments.accumulation
+    if arguments.tokens < step_tokens:
+        raise ValueError(
+            f"expected at least {step_tokens} --tokens, a step (--batch times --context times "
+            f"--accumulation), got {arguments.tokens}"
+        )
+    return Schedule(
+        steps=arguments.tokens // step_tokens,
+        batch=arguments.batch,
+        context=arguments.context,
+        learning_rate=arguments.learning_rate,
+        accumulation=arguments.accumulation,
+        warm_up=arguments.warm_up,
+        dtype=arguments.dtype,
+        seed=arguments.seed,
+        first_token=first_token,
+    )
+
+
+def measure_reference(arguments: argparse.Namespace, training: Uptraining) -> None:
+    """Puts the losses of the original, if one is named, into the log.
+
+    Raises:
+        OSError: It is missing.
+        ValueError: It cannot be loaded, or has another vocabulary.
+    """
+    from mqa.training.distillation import check_teacher
+    from mqa.training.trainer import validation_loss
+
+    path = arguments.reference or arguments.distill
+    if path is None:
+        return
+    trainer = training.trainer
+    original = load_model(path, arguments.dtype)
+    check_teacher(original, trainer.model)
+    for name, tokens in training.texts.items():
+        training.log.reference[name] = validation_loss(original, tokens, trainer.schedule)
+
+
+def finish(arguments: argparse.Namespace, training: Uptraining) -> list[Path]:
+    """Writes the model, the report and the plot, and gives the files; drops the checkpoint.
+
+    Raises:
+        OSError: That fails; the checkpoint is still there.
+    """
+    import mqa
+    from mqa.training.uptrain_plot import draw
+    from mqa.training.uptrain_report import make_report, write_report
+
+    folder, report_file = arguments.output, arguments.output / REPORT
+    mqa.save(training.trainer.model.requires_grad_(False), folder, source=arguments.model)
+    report = make_report(training, arguments.model, arguments.distill)
+    write_report(report_file, report)
+    images = draw(report, folder)
+    training.checkpoint.unlink()
+    return [folder, report_file, *images]
+
+
+def positive_number(text: str) -> float:
+    """A positive number of the command line."""
+    return number(text, float, lambda x: 0 < x < math.inf, "a positive number")
+
+
+def warm_up(text: str) -> float:
+    """A part of the steps of the command line."""
+    return number(text, float, lambda x: 0 <= x < 1, "a number in [0, 1)")

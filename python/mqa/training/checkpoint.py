@@ -5,12 +5,12 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mqa.atomic_file import write_atomically
+from mqa.replacing import replacing_files
 
 # What decides the bits of a training: its settings, and `digest` of its tensors.
 Identity = Mapping[str, str | int | float | None]
@@ -21,7 +21,8 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     hashed = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         hashed.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        hashed.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy())
+        elements = tensor.detach().contiguous().flatten().view(torch.uint8)
+        hashed.update(elements.numpy().data)
     return hashed.hexdigest()
 
 
@@ -36,14 +37,16 @@ def save_checkpoint(path: Path, identity: Identity, state: Mapping[str, Any]) ->
     Raises:
         OSError: the file cannot be written.
     """
-
-    def write(file: BinaryIO) -> None:
-        try:
-            torch.save({"identity": dict(identity), "state": dict(state)}, file)
-        except RuntimeError as error:  # how torch.save tells that the file refused
-            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
-
-    write_atomically(path, write)
+    content = {"identity": dict(identity), "state": dict(state)}
+    try:
+        with replacing_files(path.parent) as new, open(new / path.name, "wb") as file:
+            torch.save(content, file)
+    except (OSError, RuntimeError) as error:
+        # What the file says to torch.save is the context of what torch.save says.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise OSError(cause.errno, cause.strerror, str(path)) from error
 
 
 def load_checkpoint(path: Path, identity: Identity) -> dict[str, Any]:

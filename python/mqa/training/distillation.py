@@ -75,7 +75,7 @@ def divergence(logits: Tensor, wanted: Tensor, temperature: float = 1.0) -> Tens
         wanted: the teacher's, alike; has no gradient.
         temperature: divides both.
     """
-    return _Divergence.apply(logits, wanted, temperature)
+    return _Divergence.apply(logits, wanted, temperature)  # type: ignore[no-untyped-call]
 
 
 class _Divergence(torch.autograd.Function):

@@ -62,7 +62,7 @@ class Trainer:
             {"params": [w for w in weights if w.dim() > 1], "weight_decay": WEIGHT_DECAY},
             {"params": [w for w in weights if w.dim() <= 1], "weight_decay": 0.0},
         ]
-        self._optimizer = torch.optim.AdamW(groups, betas=BETAS)
+        self._optimizer = torch.optim.AdamW(groups, betas=BETAS, fused=True)
 
     def advance(self) -> float:
         """Does a step; the loss of its pieces before it.

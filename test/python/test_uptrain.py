@@ -163,8 +163,8 @@ def test_plot_is_drawn_from_the_report_alone(
     assert "any.json to be a report of mqa uptrain" in capsys.readouterr().err
 
 
-STEPS = 60
-KILLS = 6
+STEPS = 45
+KILLS = 4
 SLOW_IMPORTS = (
     "mqa.__main__",
     "mqa.training.distillation",
@@ -190,6 +190,7 @@ def wait_for_another(checkpoint: Path, last: int | None, process: Any) -> None:
     """Until the checkpoint is not the one that was written at `last`."""
     while not checkpoint.exists() or checkpoint.stat().st_mtime_ns == last:
         assert process.is_alive(), "it was to be killed, but has ended"
+        time.sleep(0.005)
 
 
 def stop_while_writing(partial: Path, process: Any) -> None:

@@ -96,7 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--evaluate-every",
         type=positive,
         metavar="N",
-        help=f"steps; default: a part of {EVALUATIONS} of them",
+        help="steps; default: a tenth of all",
     )
     watch.add_argument(
         "--checkpoint-every", type=positive, default=20, metavar="N", help="steps; default: 20"

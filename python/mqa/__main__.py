@@ -5,13 +5,14 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from mqa.commands import bench, convert, cost, generate, plan, quality
+from mqa.commands import bench, convert, cost, generate, plan, quality, uptrain
 
 COMMANDS = {
     "plan": plan,
     "bench": bench,
     "generate": generate,
     "convert": convert,
+    "uptrain": uptrain,
     "cost": cost,
     "quality": quality,
 }

@@ -4,6 +4,9 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
+from mqa.training.corpus import random_batch
 
 DTYPES = ("float32", "bfloat16")
 
@@ -22,6 +25,8 @@ class Schedule:
         dtype: of matrix products and attention; "bfloat16" is by autocast, so that weights and
             gradients stay float32.
         seed: decides which pieces of the text are drawn.
+        first_token: replaces the first of every sequence; None replaces none. Models that began
+            every text of their training with a token are at a loss without it.
 
     Raises:
         ValueError: a number is not positive, or the dtype is another one.
@@ -35,6 +40,7 @@ class Schedule:
     warm_up: float = 0.1
     dtype: str = "float32"
     seed: int = 0
+    first_token: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "context", "learning_rate", "accumulation"):
@@ -56,6 +62,17 @@ class Schedule:
         progress = (step + 1 - warm_up) / (self.steps + 1 - warm_up)
         share = (step + 1) / warm_up if progress < 0 else (1 + math.cos(math.pi * progress)) / 2
         return self.learning_rate * share
+
+    def draw(self, tokens: Tensor, generator: torch.Generator) -> Tensor:
+        """`[batch, context + 1]`: pieces from anywhere in a text."""
+        pieces = random_batch(tokens, self.batch, self.context, generator)
+        if self.first_token is not None:
+            pieces[:, 0] = self.first_token
+        return pieces
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The dtype of the computation, as a context."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
 
     def draws(self, step: int) -> torch.Generator:
         """What draws the pieces of a step: the same after a restart as without one."""

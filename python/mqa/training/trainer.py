@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from mqa.decoder import Decoder
-from mqa.training.corpus import random_batch
 from mqa.training.schedule import Schedule
 
 WEIGHT_DECAY = 0.1
 BETAS = (0.9, 0.95)
 LARGEST_GRADIENT_NORM = 1.0
+VALIDATION_BATCHES = 8
 
 Loss = Callable[[Decoder, Tensor], Tensor]
 
@@ -21,6 +21,20 @@ def next_token_loss(model: Decoder, tokens: Tensor) -> Tensor:
     """Mean cross-entropy of every token of `tokens [B, T + 1]` but the first, in nats."""
     logits = model.sequence_logits(tokens[:, :-1])
     return nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+
+
+@torch.no_grad()
+def validation_loss(
+    model: Decoder, tokens: Tensor, schedule: Schedule, batches: int = VALIDATION_BATCHES
+) -> float:
+    """The mean next-token loss of pieces of a text that are the same at every call."""
+    draws = torch.Generator().manual_seed(schedule.seed)
+    losses = []
+    for _ in range(batches):
+        pieces = schedule.draw(tokens, draws)
+        with schedule.autocast(pieces.device):
+            losses.append(next_token_loss(model, pieces))
+    return torch.stack(losses).mean().item()
 
 
 class Trainer:
@@ -48,7 +62,7 @@ class Trainer:
             {"params": [w for w in weights if w.dim() > 1], "weight_decay": WEIGHT_DECAY},
             {"params": [w for w in weights if w.dim() <= 1], "weight_decay": 0.0},
         ]
-        self._optimizer = torch.optim.AdamW(groups, betas=BETAS)
+        self._optimizer = torch.optim.AdamW(groups, betas=BETAS, fused=True)
 
     def advance(self) -> float:
         """Does a step; the loss of its pieces before it.
@@ -61,8 +75,8 @@ class Trainer:
         total = 0.0
         self._optimizer.zero_grad()
         for _ in range(schedule.accumulation):
-            tokens = random_batch(self._tokens, schedule.batch, schedule.context, draws)
-            with self.autocast():
+            tokens = schedule.draw(self._tokens, draws)
+            with schedule.autocast(tokens.device):
                 loss = self._loss(self.model, tokens) / schedule.accumulation
             loss.backward()
             total += loss.item()
@@ -75,24 +89,9 @@ class Trainer:
         self.step += 1
         return total
 
-    @torch.no_grad()
-    def validate(self, tokens: Tensor, batches: int = 8) -> float:
-        """The mean next-token loss of pieces that are the same at every call."""
-        draws = torch.Generator().manual_seed(self.schedule.seed)
-        losses = []
-        for _ in range(batches):
-            pieces = random_batch(tokens, self.schedule.batch, self.schedule.context, draws)
-            with self.autocast():
-                losses.append(next_token_loss(self.model, pieces))
-        return torch.stack(losses).mean().item()
-
-    def autocast(self) -> torch.autocast:
-        """The dtype of the computation, as a context."""
-        return torch.autocast(
-            self.model.embed_tokens.weight.device.type,
-            torch.bfloat16,
-            enabled=self.schedule.dtype == "bfloat16",
-        )
+    def validate(self, tokens: Tensor, batches: int = VALIDATION_BATCHES) -> float:
+        """See `validation_loss`."""
+        return validation_loss(self.model, tokens, self.schedule, batches)
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on, but for text, schedule and loss."""

@@ -4,6 +4,7 @@ Every stage leaves its report and plots in a folder of its name.
 """
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -18,10 +19,11 @@ import texts
 from mqa.__main__ import Parser, exit_code
 
 ROOT = Path(__file__).resolve().parents[2]
-BUILD = ROOT / "build/evidence"
-DOCUMENT = ROOT / "docs/evidence"
-GEMMA_SHAPE = Path(__file__).with_name("gemma_shape.py")
-PASSAGE = ROOT / "examples/demo/passage.txt"
+# Reports hold the command lines: what is below ROOT is named from there.
+BUILD = Path("build/evidence")
+DOCUMENT = Path("docs/evidence")
+GEMMA_SHAPE = Path("examples/evidence/gemma_shape.py")
+PASSAGE = Path("examples/demo/passage.txt")
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Place:
     @property
     def model(self) -> str:
         """SmolLM2-135M-Instruct as a GGUF file."""
-        return str(smollm2.install(ROOT / "build/demo"))
+        return str(smollm2.install(Path("build/demo")))
 
     @property
     def texts(self) -> list[str]:
@@ -109,7 +111,7 @@ def uptrain(place: Place) -> None:
     if not (start / "config.json").exists():
         into = [place.model, str(start), "--kv-heads", "1", "--calibration", bible]
         program(["-m", "mqa", "convert", *into])
-    tokens = place.pick("--tokens 20480 --context 256", "--tokens 2000000")
+    tokens = place.pick("--tokens 20480 --context 256", "--tokens 400000 --evaluate-every 20")
     mqa(
         "uptrain",
         place,
@@ -147,7 +149,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--redraw", action="store_true", help="draw the plots of docs/evidence again, no more"
     )
-    return exit_code("evidence", partial(run, parser.parse_args(argv)))
+    arguments = parser.parse_args(argv)
+    os.chdir(ROOT)
+    return exit_code("evidence", partial(run, arguments))
 
 
 def run(arguments: argparse.Namespace) -> None:

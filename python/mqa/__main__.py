@@ -26,6 +26,17 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
+def make_parser() -> argparse.ArgumentParser:
+    """The command line of `mqa`."""
+    parser = Parser(prog="mqa", description="Multi-query attention and its key-value cache.")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        command.add_arguments(
+            subparsers.add_parser(name, help=command.HELP, description=command.DESCRIPTION)
+        )
+    return parser
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a subcommand.
 
@@ -35,13 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code, see `exit_code`.
     """
-    parser = Parser(prog="mqa", description="Multi-query attention and its key-value cache.")
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, command in COMMANDS.items():
-        command.add_arguments(
-            subparsers.add_parser(name, help=command.HELP, description=command.DESCRIPTION)
-        )
-    arguments = parser.parse_args(argv)
+    arguments = make_parser().parse_args(argv)
     command = arguments.command
     return exit_code(command=f"mqa {command}", run=lambda: COMMANDS[command].run(arguments))
 

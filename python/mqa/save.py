@@ -59,6 +59,7 @@ def save(model: Decoder, folder: str | Path, source: str | Path | None = None) -
             save_file(weights, new / WEIGHTS, metadata={"format": "pt"})
         except SafetensorError as error:
             raise OSError(f"save: cannot write {folder / WEIGHTS} ({error})") from error
+        shutil.copymode(new / "config.json", new / WEIGHTS)  # safetensors lets none but us read
 
 
 def _save_tokenizer(source: Path, folder: Path) -> None:

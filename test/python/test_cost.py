@@ -312,7 +312,7 @@ def test_a_small_run_and_its_plots(
         (["--redraw", "no/such.json"], "no/such.json: No such file or directory"),
         (
             ["--redraw", "other.json"],
-            "--redraw: expected a cost.json of `mqa cost`, got other.json",
+            "expected other.json to be a report of mqa cost",
         ),
         (["--quick", "--section", "growth", "--output", "other.json"], "other.json: File exists"),
     ],

@@ -147,6 +147,15 @@ def test_draws_again_from_the_report(finished: Path, tmp_path: Path) -> None:
         assert image == (finished / "output" / name).read_bytes()
 
 
+def test_draws_only_its_own_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "other.json"
+    file.write_text('{"papers": []}')
+    assert exit_code("quality", f"--redraw={file}") == 2
+    assert capsys.readouterr().err == (
+        f"mqa quality: expected {file} to be a report of mqa quality\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -157,7 +166,7 @@ def test_draws_again_from_the_report(finished: Path, tmp_path: Path) -> None:
         ({"steps": 0}, "argument --steps: expected a positive whole number, got '0'"),
         ({"learning_rate": "nan"}, "expected learning_rate > 0, got nan"),
         ({"output": "/dev/null/output"}, "/dev/null/output: Not a directory"),
-        ({"output": "/proc"}, "/proc/quality.json: "),
+        ({"output": "/proc"}, "/proc/.unfinished: "),
     ],
 )
 def test_bad_input_is_refused_in_a_sentence(

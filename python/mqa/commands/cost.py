@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -85,9 +84,11 @@ def run(arguments: argparse.Namespace) -> None:
         ValueError: No cache fits, a tool is missing, or the file to draw is no report.
     """
     from mqa.cost.report import notes, tables
+    from mqa.report_file import read_report
 
     if arguments.redraw:
-        report, folder = read(arguments.redraw), arguments.output or arguments.redraw.parent
+        report = read_report(arguments.redraw, "mqa cost", {"papers"})
+        folder = arguments.output or arguments.redraw.parent
         folder.mkdir(parents=True, exist_ok=True)
         written = []
     else:
@@ -108,6 +109,7 @@ def measure(arguments: argparse.Namespace, file: Path) -> dict[str, Any]:
     from mqa.bench.device import Cpu
     from mqa.bench.machine import describe_machine, versions
     from mqa.cost.papers import PAPERS
+    from mqa.report_file import write_report
 
     torch.set_num_threads(arguments.threads)
     cpu = Cpu()
@@ -122,7 +124,7 @@ def measure(arguments: argparse.Namespace, file: Path) -> dict[str, Any]:
     for name, measure_section in sections(arguments, memory).items():
         if name in arguments.section:
             report[name] = asdict(measure_section())
-            file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            write_report(file, report)
     return report
 
 
@@ -159,22 +161,6 @@ def sections(arguments: argparse.Namespace, memory: int) -> dict[str, Callable[[
             cache_memory.Plan(configs=configs, memory=memory, **grid["memory"])
         ),
     }
-
-
-def read(file: Path) -> dict[str, Any]:
-    """A report that an earlier run has written.
-
-    Raises:
-        OSError: The file cannot be read.
-        ValueError: It is no such report.
-    """
-    try:
-        report = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:  # neither JSON nor text
-        report = None
-    if not isinstance(report, dict) or "papers" not in report or not {*SECTIONS} & {*report}:
-        raise ValueError(f"--redraw: expected a {FILE} of `mqa cost`, got {file}")
-    return report
 
 
 def draw(report: dict[str, Any], folder: Path) -> list[Path]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,13 +103,14 @@ def run(arguments: argparse.Namespace) -> None:
             results of others.
     """
     from mqa.quality.plots import draw
-    from mqa.quality.report import paper_table, table
+    from mqa.quality.report import KEYS, paper_table, table
+    from mqa.report_file import read_report
 
     is_old = arguments.redraw is not None
     folder = arguments.output or (arguments.redraw.parent if is_old else Path("mqa-quality"))
     folder.mkdir(parents=True, exist_ok=True)
     if is_old:
-        report = json.loads(arguments.redraw.read_text(encoding="utf-8"))
+        report = read_report(arguments.redraw, "mqa quality", KEYS)
     else:
         report = _measure(arguments, folder / "quality.json")
     print(f"{format_table(*table(report))}\n\n{format_table(*paper_table())}")
@@ -122,6 +122,7 @@ def _measure(arguments: argparse.Namespace, file: Path) -> dict[str, Any]:
 
     from mqa.quality.run import decode_speed, describe, train_all
     from mqa.quality.variants import variants
+    from mqa.report_file import write_report
     from mqa.training.corpus import Corpus, byte_tokens
 
     if arguments.quick:
@@ -138,7 +139,7 @@ def _measure(arguments: argparse.Namespace, file: Path) -> dict[str, Any]:
     }
 
     def save() -> None:
-        file.write_text(json.dumps(report, indent=1), encoding="utf-8")
+        write_report(file, report)
 
     save()  # found impossible now rather than after the training
     seeds = list(range(arguments.seeds))
@@ -156,6 +157,8 @@ def _begin(file: Path, arguments: argparse.Namespace, text: bytes) -> dict[str, 
 
     from mqa.bench.device import DEVICES
     from mqa.bench.machine import describe_machine, versions
+    from mqa.quality.report import KEYS
+    from mqa.report_file import read_report
 
     settings = {name: value for name, value in vars(arguments).items() if name not in NO_SETTINGS}
     settings |= {
@@ -163,24 +166,25 @@ def _begin(file: Path, arguments: argparse.Namespace, text: bytes) -> dict[str, 
         "text": hashlib.sha256(text).hexdigest(),
         "bytes": len(text),
     }
+    command = ["mqa", *sys.argv[1:]]
     if not file.exists():
         return {
             "machine": describe_machine(DEVICES["cpu"]()),
             "versions": versions(),
-            "command": ["mqa", *sys.argv[1:]],
+            "command": command,
             "settings": settings,
             "variants": {},
             "runs": [],
             "tokens_per_second": {},
         }
-    report = json.loads(file.read_text(encoding="utf-8"))
+    report = read_report(file, "mqa quality", KEYS)
     for name, value in settings.items():
         if report["settings"][name] != value:
             raise ValueError(
                 f"expected the {name} of the runs in {file}, {report['settings'][name]}, "
                 f"got {value}: another --output begins anew"
             )
-    return report
+    return report | {"command": command}
 
 
 def _schedule(arguments: argparse.Namespace) -> Schedule:

@@ -24,6 +24,7 @@ checkpoint, to the same bits."""
 
 DTYPES = ("float32", "bfloat16")
 TRAINING_TEXT = "training text, last tenth"
+COMMAND = "mqa uptrain"
 REPORT, CHECKPOINT = "uptrain.json", "checkpoint.pt"
 EVALUATIONS = 10  # by default, of a run
 
@@ -117,18 +118,21 @@ def run(arguments: argparse.Namespace) -> None:
         from mqa.training.uptrain_plot import draw
     except ImportError as error:
         raise ValueError(f"the package {error.name} is missing: pip install mqa[train]") from error
+    from mqa.report_file import read_report
     from mqa.training.checkpoint import check_identity
-    from mqa.training.uptrain_report import read_report
+    from mqa.training.uptrain_report import KEYS
 
     if arguments.redraw is not None:
-        print(*draw(read_report(arguments.redraw), arguments.redraw.parent), sep="\n")
+        report = read_report(arguments.redraw, COMMAND, KEYS)
+        print(*draw(report, arguments.redraw.parent), sep="\n")
         return
     check_arguments(arguments)
     training = prepare(arguments)
     is_resumed = training.resume()
     report_file = arguments.output / REPORT
     if not is_resumed and report_file.exists():
-        check_identity(report_file, read_report(report_file)["identity"], training.identity)
+        finished = read_report(report_file, COMMAND, KEYS)
+        check_identity(report_file, finished["identity"], training.identity)
         print(f"mqa uptrain: {arguments.output} is finished already")
         return
     if not is_resumed:
@@ -310,8 +314,9 @@ def finish(arguments: argparse.Namespace, training: Uptraining) -> list[Path]:
         OSError: That fails; the checkpoint is still there.
     """
     import mqa
+    from mqa.report_file import write_report
     from mqa.training.uptrain_plot import draw
-    from mqa.training.uptrain_report import make_report, write_report
+    from mqa.training.uptrain_report import make_report
 
     folder, report_file = arguments.output, arguments.output / REPORT
     mqa.save(training.trainer.model.requires_grad_(False), folder, source=arguments.model)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
+KEYS = {"settings", "variants", "runs", "tokens_per_second"}
 # What papers report on quality: of MHA, GQA where it was tried, and MQA.
 PAPERS: list[dict[str, Any]] = [
     {

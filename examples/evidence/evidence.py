@@ -111,7 +111,9 @@ def uptrain(place: Place) -> None:
     if not (start / "config.json").exists():
         into = [place.model, str(start), "--kv-heads", "1", "--calibration", bible]
         program(["-m", "mqa", "convert", *into])
-    tokens = place.pick("--tokens 20480 --context 256", "--tokens 400000 --evaluate-every 20")
+    tokens = place.pick(
+        "--tokens 16384 --context 256 --evaluate-every 8", "--tokens 400000 --evaluate-every 20"
+    )
     mqa(
         "uptrain",
         place,

@@ -14,9 +14,7 @@ from torch import Tensor
 import train
 from corpus import king_james_bible
 from decoders import tiny_config
-from mqa.training.corpus import Corpus, random_batch
 from mqa.training.from_scratch import Losses
-from mqa.training.schedule import Schedule
 
 TEXT = b"".join(b"%d bottles of beer on the wall.\n" % number for number in range(99, 0, -1))
 OPTIONS: dict[str, object] = {
@@ -156,31 +154,6 @@ def test_bad_input_is_refused_in_a_sentence(
     sentence = captured.err.removesuffix("\n")
     assert sentence.isprintable()  # one line, and no progress of a training
     assert re.match(f"train: .*{message}", sentence), sentence
-
-
-@pytest.mark.parametrize("steps", [1, 9, 10, 800])
-def test_the_learning_rate_warms_up_and_falls_as_a_cosine(steps: int) -> None:
-    schedule = Schedule(steps, batch=1, context=1, learning_rate=1.0)
-    rates = [schedule.rate(step) for step in range(steps)]
-    peak = rates.index(1.0)
-    assert peak + 1 == max(1, steps // 10)
-    assert rates[:peak] == pytest.approx([(step + 1) / (peak + 1) for step in range(peak)])
-    fall = [(1 + math.cos(math.pi * i / (steps - peak))) / 2 for i in range(steps - peak)]
-    assert rates[peak:] == pytest.approx(fall)
-    assert min(rates) > 0
-
-
-def test_validation_is_the_end_of_the_text() -> None:
-    corpus = Corpus.split(torch.arange(100), context=9)
-    assert corpus.training.tolist() == list(range(90))
-    assert corpus.validation.tolist() == list(range(90, 100))
-
-
-def test_batches_are_pieces_from_everywhere_up_to_the_end() -> None:
-    pieces = random_batch(torch.arange(13), 200, 10, torch.Generator().manual_seed(0))
-    assert {tuple(piece.tolist()) for piece in pieces} == {
-        tuple(range(start, start + 11)) for start in range(3)
-    }
 
 
 def test_the_bible_is_in_order() -> None:

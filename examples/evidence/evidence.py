@@ -112,7 +112,7 @@ def uptrain(place: Place) -> None:
         into = [place.model, str(start), "--kv-heads", "1", "--calibration", bible]
         program(["-m", "mqa", "convert", *into])
     tokens = place.pick(
-        "--tokens 16384 --context 256 --evaluate-every 8", "--tokens 400000 --evaluate-every 20"
+        "--tokens 16384 --context 256 --evaluate-every 8", "--tokens 300000 --evaluate-every 15"
     )
     mqa(
         "uptrain",

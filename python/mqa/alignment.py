@@ -39,8 +39,12 @@ def share_planes(moments: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Like `share`, plane by plane."""
     power = weights.diagonal(dim1=1, dim2=2).unflatten(1, (2, -1)).sum(1).mT
     root = (power + NEGLIGIBLE * power.max()).sqrt()
-    vector = _leading_vector(root.unsqueeze(-1) * plane_moments(moments) * root.unsqueeze(-2))
-    return _plane_maps(vector.conj() * root), _plane_maps(vector.conj() / root)
+    cross = plane_moments(moments)
+    vector = _leading_vector(root.unsqueeze(-1) * cross * root.unsqueeze(-2)).conj()
+    into = vector * root
+    merged = torch.einsum("pi,pij,pj->p", into, cross, into.conj()).real
+    size = _relative_size(cross.diagonal(dim1=1, dim2=2).real.mean(1), merged).unsqueeze(1)
+    return _plane_maps(into * size), _plane_maps(vector / (root * size))
 
 
 def align(moments: Tensor) -> Tensor:
@@ -56,11 +60,20 @@ def share(moments: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
     The sum of the mapped heads is the shared one, and the transposed maps back make of it
     an approximation of each head. No other directions have smaller errors e, measured as
-    `e @ weights[i] @ e` and summed over heads.
+    `e @ weights[i] @ e` and summed over heads. The shared head is as large as the single ones: a
+    matter of taste for what the model computes, but not for rounding nor for further training.
     """
     root, inverse = _roots(weights)
     space = _leading_space(torch.einsum("iab,ibjc,jcd->iajd", root, moments, root))
-    return space @ root, space @ inverse
+    into = space @ root
+    merged = torch.einsum("iab,ibjc,jac->", into, moments, into)
+    size = _relative_size(torch.einsum("iaia->", moments) / len(moments), merged)
+    return into * size, space @ inverse / size
+
+
+def _relative_size(wanted: Tensor, present: Tensor) -> Tensor:
+    """The factor from one size, given as mean squares, to another; 1 where there is nothing."""
+    return torch.where((wanted > 0) & (present > 0), (wanted / present).sqrt(), 1.0)
 
 
 def _leading_space(moments: Tensor) -> Tensor:

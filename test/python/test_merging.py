@@ -99,15 +99,19 @@ def test_similar_heads_are_found_wherever_they_are() -> None:
     assert (all_logits(neighbours, tokens) - expected).abs().max() > 0.5
 
 
-def test_aligned_heads_have_the_norm_of_single_ones() -> None:
-    model, text = tiny_decoder(num_kv_heads=6), random_tokens(4, 50)
+@pytest.mark.parametrize("method", ["svd", "align"])
+@pytest.mark.parametrize("architecture", [ROTARY, LEARNED])
+def test_shared_heads_have_the_norm_of_single_ones(
+    method: str, architecture: dict[str, Any]
+) -> None:
+    model, text = tiny_decoder(num_kv_heads=6, **architecture), random_tokens(4, 50)
 
     def energy(model: mqa.Decoder) -> Tensor:
         moments = moments_of_text(model, text)[0]  # what enters layer 0 is the same in both
         sums = [m.flatten(2).flatten(0, 1).trace() for m in (moments.keys, moments.values)]
         return torch.stack(sums) / model.config.num_kv_heads
 
-    merged = mqa.convert(model, 1, "align", calibration=text)
+    merged = mqa.convert(model, 1, method, calibration=text)
     assert_close(energy(merged), energy(model), rtol=1e-5, atol=0)
     assert (energy(mqa.convert(model, 1)) < 0.5 * energy(model)).all()
 

@@ -27,8 +27,8 @@ def with_exact_blocks(model: Decoder, num_tokens: int) -> Decoder:
         `model` itself, or a decoder that shares its weights. Use it on the caches of `model`.
 
     Raises:
-        ValueError: the model uses another attention, or `num_tokens` is out of range.
-        RuntimeError: on this machine no block of this model has the bits of single steps.
+        ValueError: the model uses another attention, `num_tokens` is out of range, or on this
+            machine no block of this model has the bits of single steps.
     """
     if model.config.attention_impl != "mqa":
         raise ValueError(
@@ -47,8 +47,9 @@ def with_exact_blocks(model: Decoder, num_tokens: int) -> Decoder:
         if isinstance(module, Linear | Decoder):
             module.row_by_row = True
     if not _is_known_exact(row_by_row, model, num_tokens):
-        raise RuntimeError(
-            f"with_exact_blocks: blocks of {num_tokens} tokens differ from single steps in bits"
+        raise ValueError(
+            "with_exact_blocks: expected a model whose blocks have the bits of single steps on "
+            f"this machine, got one where blocks of up to {num_tokens} tokens differ"
         )
     return row_by_row
 

@@ -84,10 +84,8 @@ def generate(
 
     Raises:
         ValueError: an option is out of its range, a prompt is empty or has a token outside the
-            vocabulary, or prompt and new tokens do not fit into the cache. Nothing is computed
-            then.
-        RuntimeError: there is a drafter, and the model cannot be computed in blocks with the bits
-            of single steps on this machine.
+            vocabulary, prompt and new tokens do not fit into the cache, or there is a drafter and
+            the model cannot be computed in blocks with the bits of single steps on this machine.
     """
     if max_new_tokens < 1:
         raise ValueError(f"generate: expected max_new_tokens >= 1, got {max_new_tokens}")

@@ -161,6 +161,19 @@ def test_guesses_change_no_token(folder: Path, run: Any) -> None:
     assert by_lookup["accepted_tokens"] <= by_lookup["drafted_tokens"]
 
 
+def test_a_model_without_exact_blocks_is_one_sentence(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("mqa.exact_blocks._is_exact", lambda *_: False)
+    arguments = ("generate", str(folder), "--prompt", TEXT, "--prompt-lookup", "3")
+    assert exit_code(*arguments) == 2
+    assert re.fullmatch(
+        "mqa generate: with_exact_blocks: expected a model whose blocks have the bits of single "
+        r"steps on this machine, got one where blocks of up to \d+ tokens differ\n",
+        capsys.readouterr().err,
+    )
+
+
 def test_ends_at_the_end_of_text_unless_told_otherwise(run: Any, tmp_path: Path) -> None:
     folder = save_model(tmp_path / "model")
     free = run(folder, "--tokens", "1,2,3", "--max-new-tokens", 8)["tokens"]

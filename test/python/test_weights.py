@@ -230,6 +230,19 @@ def test_gguf_files_of_other_models_are_refused(
     assert str(path) in str(caught.value)
 
 
+def test_an_unknown_quantisation_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise NotImplementedError("Dequantization for IQ9_X is not implemented")
+
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path, tiny_decoder(**SIZES))
+    monkeypatch.setattr("gguf.dequantize", refuse)
+    with pytest.raises(ValueError, match=rf"{path}: tensor \S+: Dequantization for IQ9_X is not"):
+        mqa.load_gguf(path)
+
+
 @pytest.mark.parametrize(
     "damage",
     [

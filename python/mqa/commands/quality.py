@@ -31,16 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--quick", action="store_true", help="smaller, shorter, within a minute")
     model = parser.add_argument_group("models")
-    for name, default, text in (
-        ("layers", 4, ""),
-        ("heads", 8, "of MHA"),
-        ("head-dim", 32, ""),
-        ("width", 256, "of the residual stream"),
-        ("mlp", 704, "width of MHA's feed-forward network"),
-    ):
-        model.add_argument(
-            f"--{name}", type=positive, default=default, metavar="N", help=_help(text, default)
-        )
+    _add_number(model, "--layers", 4)
+    _add_number(model, "--heads", 8, "of MHA; ")
+    _add_number(model, "--head-dim", 32)
+    _add_number(model, "--width", 256, "of the residual stream; ")
+    _add_number(model, "--mlp", 704, "width of MHA's feed-forward network; ")
     model.add_argument(
         "--kv-heads", type=positive, nargs="+", default=[4, 2, 1], metavar="N", help="of GQA, MQA"
     )
@@ -53,23 +48,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of further MHA decoders",
     )
     training = parser.add_argument_group("training")
-    for name, default, text in (
-        ("steps", 600, ""),
-        ("batch", 8, "sequences in a step"),
-        ("context", 256, "bytes in a sequence"),
-        ("seeds", 3, "runs of each model"),
-    ):
-        training.add_argument(
-            f"--{name}", type=positive, default=default, metavar="N", help=_help(text, default)
-        )
+    _add_number(training, "--steps", 600)
+    _add_number(training, "--batch", 8, "sequences in a step; ")
+    _add_number(training, "--context", 256, "bytes in a sequence; ")
+    _add_number(training, "--seeds", 3, "runs of each model; ")
     training.add_argument("--learning-rate", type=float, default=1e-3, help="at its peak")
     training.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16: by autocast"
     )
     training.add_argument("--threads", type=positive, metavar="N")
     speed = parser.add_argument_group("decode speed")
-    speed.add_argument("--decode-batch", type=positive, default=8, metavar="N")
-    speed.add_argument("--decode-context", type=positive, default=4096, metavar="N")
+    _add_number(speed, "--decode-batch", 8)
+    _add_number(speed, "--decode-context", 4096)
     parser.add_argument(
         "--output",
         type=Path,
@@ -215,5 +205,7 @@ def _mha(arguments: argparse.Namespace) -> DecoderConfig:
     )
 
 
-def _help(text: str, default: int) -> str:
-    return f"{text}; default: {default}" if text else f"default: {default}"
+def _add_number(group: argparse._ArgumentGroup, option: str, default: int, text: str = "") -> None:
+    group.add_argument(
+        option, type=positive, default=default, metavar="N", help=f"{text}default: {default}"
+    )

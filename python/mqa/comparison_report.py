@@ -11,7 +11,6 @@ METHODS = {
     "svd": "best shared subspace (svd)",
     "align": "turned, then averaged (align)",
 }
-COLORS = {"original": "#9aa5b1", "GQA": "#5b8def", "MQA": "#1f9d6b"}
 
 
 def table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -34,6 +33,8 @@ def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
     """Writes convert.png: a panel for each text, a bar for each conversion."""
     from matplotlib.figure import Figure
 
+    from mqa.plot_style import COLORS
+
     before, after = report["kv_heads"]["before"], report["kv_heads"]["after"]
     conversions = _ordered(report)
     labels = ["as it was", *map(_label, conversions)]
@@ -43,7 +44,7 @@ def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
     panels = figure.subplots(1, len(texts), sharey=True, squeeze=False)[0]
     for axes, text in zip(panels, texts, strict=True):
         losses = [report["original"][text], *(c["losses"][text] for c in conversions)]
-        bars = axes.barh(labels, losses, color=[COLORS["original"], *[color] * len(conversions)])
+        bars = axes.barh(labels, losses, color=[COLORS["MHA"], *[color] * len(conversions)])
         axes.bar_label(bars, [f"{loss:.2f}" for loss in losses], padding=4, fontsize=8)
         axes.set_title(text, loc="left", fontsize=10)
         axes.set_xlabel("nats per token (lower is better)")

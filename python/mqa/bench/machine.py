@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import re
+import sys
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from mqa.bench.device import Device
 
@@ -40,6 +42,15 @@ def describe_machine(device: Device) -> dict[str, str]:
         "load at the start": f"{os.getloadavg()[0]:.1f}",  # of the last minute, by all programs
         **device.describe(),
         "system": platform.platform(),
+    }
+
+
+def circumstances(device: Device) -> dict[str, Any]:
+    """What every report of a command begins with: the machine, the versions, the command line."""
+    return {
+        "machine": describe_machine(device),
+        "versions": versions(),
+        "command": ["mqa", *sys.argv[1:]],
     }
 
 

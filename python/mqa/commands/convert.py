@@ -189,7 +189,7 @@ def _convert(arguments: argparse.Namespace, model: Decoder) -> None:
 
 def _compare(arguments: argparse.Namespace, model: Decoder) -> None:
     from mqa.bench.device import DEVICES
-    from mqa.bench.machine import describe_machine, versions
+    from mqa.bench.machine import circumstances
     from mqa.comparison import PUBLISHED, Comparison
     from mqa.comparison_report import draw, published_table, table
     from mqa.report_file import write_report
@@ -199,7 +199,7 @@ def _compare(arguments: argparse.Namespace, model: Decoder) -> None:
         raise ValueError(f"expected fewer --kv-heads than {model.num_kv_heads} to compare")
     folder = arguments.output or COMPARISON_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    machine = describe_machine(DEVICES["cpu"]())
+    begun = circumstances(DEVICES["cpu"]())
     reader = _reader(arguments, model)
     corpus = reader.corpus([arguments.calibration])
     calibration = _calibration(arguments, reader, corpus.training)
@@ -211,9 +211,7 @@ def _compare(arguments: argparse.Namespace, model: Decoder) -> None:
     }
     comparison = Comparison(model, arguments.kv_heads, calibration, pieces)
     report: dict[str, Any] = {
-        "machine": machine,
-        "versions": versions(),
-        "command": ["mqa", *sys.argv[1:]],
+        **begun,
         "model": arguments.model.stem
         if arguments.model.is_file()
         else arguments.model.resolve().name,

@@ -107,16 +107,14 @@ def measure(arguments: argparse.Namespace, file: Path) -> dict[str, Any]:
     import torch
 
     from mqa.bench.device import Cpu
-    from mqa.bench.machine import describe_machine, versions
+    from mqa.bench.machine import circumstances
     from mqa.cost.papers import PAPERS
     from mqa.report_file import write_report
 
     torch.set_num_threads(arguments.threads)
     cpu = Cpu()
     report: dict[str, Any] = {
-        "machine": describe_machine(cpu),
-        "versions": versions(),
-        "command": ["mqa", *sys.argv[1:]],
+        **circumstances(cpu),
         "threads": arguments.threads,
         "papers": PAPERS,
     }

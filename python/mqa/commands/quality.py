@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,9 +123,7 @@ def _measure(arguments: argparse.Namespace, file: Path) -> dict[str, Any]:
     text = b"\n".join(path.read_bytes() for path in arguments.text)
     corpus = Corpus.split(byte_tokens(text), arguments.context)
     report = _begin(file, arguments, text)
-    report["variants"] = {
-        name: describe(config, torch.bfloat16) for name, config in configs.items()
-    }
+    report["variants"] = {name: describe(config) for name, config in configs.items()}
 
     def save() -> None:
         write_report(file, report)
@@ -135,7 +132,7 @@ def _measure(arguments: argparse.Namespace, file: Path) -> dict[str, Any]:
     seeds = list(range(arguments.seeds))
     train_all(configs, corpus, schedule, seeds, report["runs"], save)
     report["tokens_per_second"] = decode_speed(
-        configs, torch.bfloat16, arguments.decode_batch, arguments.decode_context
+        configs, arguments.decode_batch, arguments.decode_context
     )
     save()
     return report
@@ -146,7 +143,7 @@ def _begin(file: Path, arguments: argparse.Namespace, text: bytes) -> dict[str, 
     import torch
 
     from mqa.bench.device import DEVICES
-    from mqa.bench.machine import describe_machine, versions
+    from mqa.bench.machine import circumstances
     from mqa.quality.report import KEYS
     from mqa.report_file import read_report
 
@@ -156,12 +153,10 @@ def _begin(file: Path, arguments: argparse.Namespace, text: bytes) -> dict[str, 
         "text": hashlib.sha256(text).hexdigest(),
         "bytes": len(text),
     }
-    command = ["mqa", *sys.argv[1:]]
+    now = circumstances(DEVICES["cpu"]())
     if not file.exists():
         return {
-            "machine": describe_machine(DEVICES["cpu"]()),
-            "versions": versions(),
-            "command": command,
+            **now,
             "settings": settings,
             "variants": {},
             "runs": [],
@@ -174,7 +169,7 @@ def _begin(file: Path, arguments: argparse.Namespace, text: bytes) -> dict[str, 
                 f"expected the {name} of the runs in {file}, {report['settings'][name]}, "
                 f"got {value}: another --output begins anew"
             )
-    return report | {"command": command}
+    return report | {"command": now["command"]}
 
 
 def _schedule(arguments: argparse.Namespace) -> Schedule:

@@ -8,25 +8,25 @@ from typing import Any
 
 import torch
 
+from mqa.bench.timing import interleave
 from mqa.config import DecoderConfig
+from mqa.cost.steps import DTYPE, formula_bytes, random_pool, timed_step
 from mqa.decoder import Decoder
-from mqa.quality.decode import decode_rates
 from mqa.quality.variants import num_parameters
 from mqa.training.corpus import Corpus
 from mqa.training.from_scratch import train_new
 from mqa.training.schedule import Schedule
 
 LOGGED = 25  # losses of a run, about
-DECODE_STEPS, DECODE_ROUNDS = 8, 5
+DECODE_BUDGET = 8.0  # seconds, all variants together
 
 
-def describe(config: DecoderConfig, dtype: torch.dtype) -> dict[str, Any]:
+def describe(config: DecoderConfig) -> dict[str, Any]:
     """What the report says of a variant."""
-    cache_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
     return {
         "config": asdict(config),
         "num_parameters": num_parameters(config),
-        "cache_bytes": cache_bytes,
+        "cache_bytes": formula_bytes(config, context=1, batch=1),
     }
 
 
@@ -65,14 +65,18 @@ def train_all(
             on_run()
 
 
+@torch.inference_mode()
 def decode_speed(
-    configs: Mapping[str, DecoderConfig], dtype: torch.dtype, batch: int, context: int
+    configs: Mapping[str, DecoderConfig], batch: int, context: int
 ) -> dict[str, float]:
     """Tokens per second of each variant, which do not depend on what it has learnt."""
-    models = {
-        name: Decoder(replace(config, max_position=context)).requires_grad_(False).to(dtype)
+    sizes = [formula_bytes(config, context, batch) for config in configs.values()]
+    pool = random_pool(max(sizes), configs.values())
+    steps = {
+        name: timed_step(
+            Decoder(replace(config, max_position=context)).to(DTYPE), pool, context, batch
+        )
         for name, config in configs.items()
     }
-    return decode_rates(
-        models, batch=batch, context=context, steps=DECODE_STEPS, rounds=DECODE_ROUNDS
-    )
+    samples = interleave(steps, DECODE_BUDGET)
+    return {name: batch / sample.median for name, sample in samples.items()}

@@ -1,12 +1,11 @@
 """What `mqa uptrain` writes down of a training: all that its plot is drawn from."""
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from mqa.bench.device import DEVICES
-from mqa.bench.machine import describe_machine, versions
+from mqa.bench.machine import circumstances
 from mqa.training.uptraining import Uptraining
 
 KEYS = {"identity", "model", "num_kv_heads", "teacher", "tokens", "training", "held_out"}
@@ -23,9 +22,7 @@ def make_report(training: Uptraining, model: Path, teacher: Path | None) -> dict
     schedule, log = training.trainer.schedule, training.log
     seen = schedule.step_tokens * len(log.losses)
     return {
-        "machine": describe_machine(DEVICES["cpu"]()),
-        "versions": versions(),
-        "command": ["mqa", *sys.argv[1:]],
+        **circumstances(DEVICES["cpu"]()),
         "identity": dict(training.identity),
         "model": model.stem if model.is_file() else model.resolve().name,
         "num_kv_heads": training.trainer.model.num_kv_heads,

@@ -7,7 +7,6 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from mqa.training.texts import TextReader
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -15,6 +14,7 @@ import mqa
 from mqa.tokenizer import load_tokenizer
 from mqa.training.from_scratch import train_new
 from mqa.training.schedule import Schedule
+from mqa.training.texts import TextReader
 
 CONTEXT = 256
 WINDOW = 64

@@ -29,13 +29,23 @@ struct KeyTile {
 struct BFloat16Bits {
   uint16_t bits;
 };
+struct Float16Bits {
+  uint16_t bits;
+};
 
 template <class To>
-constexpr DType kDTypeOf = std::is_same_v<To, double>  ? DType::kFloat64
-                           : std::is_same_v<To, float> ? DType::kFloat32
-                                                       : DType::kBFloat16;
+constexpr DType kDTypeOf = DType::kInt8;
+template <>
+constexpr DType kDTypeOf<double> = DType::kFloat64;
+template <>
+constexpr DType kDTypeOf<float> = DType::kFloat32;
+template <>
+constexpr DType kDTypeOf<BFloat16Bits> = DType::kBFloat16;
+template <>
+constexpr DType kDTypeOf<Float16Bits> = DType::kFloat16;
 
-// to[0, stride) = scale * the row, then zeros. What becomes bfloat16 has no scale and fits in it.
+// to[0, stride) = scale * the row, then zeros. What becomes bfloat16 has no scale and fits in it;
+// other types are for caches that hold them.
 template <class To>
 void convert_row(const Cache& cache, int64_t offset, int64_t width, float scale, To* to,
                  int64_t stride) {
@@ -49,7 +59,7 @@ void convert_row(const Cache& cache, int64_t offset, int64_t width, float scale,
         const float x = static_cast<float>(format.widen(from[i]));
         to[i].bits = static_cast<uint16_t>(std::bit_cast<uint32_t>(x) >> 16);
       }
-    } else {
+    } else if constexpr (std::is_floating_point_v<To>) {
       widen_row(format, from, width, to);
       if (scale != 1) {
         for (int64_t i = 0; i < width; ++i) to[i] *= scale;
@@ -125,7 +135,7 @@ class CacheTiles {
   }
 
   // bfloat16 holds codes of 8 bits exactly, but not their products with a scale.
-  static constexpr bool kScaled = !std::is_same_v<To, BFloat16Bits>;
+  static constexpr bool kScaled = std::is_floating_point_v<To>;
 
   const AttentionParams& p_;
   const RowTile& tile_;

@@ -104,7 +104,7 @@ class MatrixEngine {
   static constexpr int64_t kTileBytes = 64;  // of a packed tile's row
   static constexpr int64_t kKeptStrips = 4;  // of 32 keys, written in turn
 
-  int64_t key_width() const { return elements<PairProducts>(p_.D) * 2; }
+  int64_t key_width() const { return elements<PairProducts<BFloat16Bits>>(p_.D) * 2; }
   int64_t value_width() const { return padded(p_.D_v); }
 
   uint32_t* weights(int64_t group, int64_t block) {
@@ -180,7 +180,7 @@ class MatrixEngine {
   // Registers 0 to 3 hold sums, 4 and 5 left operands, 6 and 7 right ones.
   template <int kCount>
   void score_tiles(int64_t first, int64_t t) {
-    const int64_t width = elements<PairProducts>(p_.D);  // in pairs
+    const int64_t width = elements<PairProducts<BFloat16Bits>>(p_.D);  // in pairs
     const KeyTile *a = key_tiles_ + t, *b = a + 1;
     const uint32_t* query = query_ + first * width * kGroupRows;
     tile_zero<0>(), tile_zero<1>();
@@ -255,27 +255,8 @@ class MatrixEngine {
   float key_scale_buffer_[kChunkKeys], value_scale_buffer_[kChunkKeys];
 };
 
-// Undoes the order in which interleaving left the columns: of each strip, the first tile holds
-// every other four.
-void finish_matrices(const AttentionParams& p, const RowTile& tile, const Partial<float>& total) {
-  constexpr int64_t kStrip = MatrixEngine::kStripColumns * kGroupRows, kRun = 4;
-  const int64_t width = padded(p.D_v);
-  for (int64_t r = 0; r < tile.rows; ++r) {
-    for (int64_t d = 0; d + kStrip <= width; d += kStrip) {
-      float* strip = total.out + r * width + d;
-      float ordered[kStrip];
-      for (int64_t i = 0; i < kGroupRows; i += kRun) {
-        std::copy_n(strip + i, kRun, ordered + 2 * i);
-        std::copy_n(strip + kGroupRows + i, kRun, ordered + 2 * i + kRun);
-      }
-      std::copy_n(ordered, kStrip, strip);
-    }
-  }
-  finish(p, tile, total);
-}
-
 void pack_for_matrices(const AttentionParams& p, const RowTile& tile, void* query) {
-  pack_queries<PairProducts>(p, tile, /*few=*/false, query);
+  pack_queries<PairProducts<BFloat16Bits>>(p, tile, /*few=*/false, query);
 }
 
 void attend_by_matrices(const AttentionParams& p, const Work& work, const Work& ahead,
@@ -285,13 +266,13 @@ void attend_by_matrices(const AttentionParams& p, const Work& work, const Work& 
 }
 
 constexpr TileOps<float> kMatrixOps{
-    query_size<PairProducts>,
+    query_size<PairProducts<BFloat16Bits>>,
     MatrixEngine::scratch_size,
     pack_for_matrices,
     attend_by_matrices,
     clear<float>,
     fold<float>,
-    finish_matrices,
+    PairProducts<BFloat16Bits>::finish,
 };
 
 }  // namespace

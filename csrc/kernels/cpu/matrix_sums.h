@@ -121,7 +121,9 @@ class MatrixSums {
     grad_query_rows_ = pieces.take<float>(kGroupRows * width());
   }
 
-  static int64_t query_size(const AttentionParams& p) { return cpu::query_size<PairProducts>(p); }
+  static int64_t query_size(const AttentionParams& p) {
+    return cpu::query_size<PairProducts<BFloat16Bits>>(p);
+  }
   static void pack_queries(const AttentionParams& p, const RowTile& tile, void* to) {
     pack_for_matrices(p, tile, to);
   }
@@ -214,8 +216,8 @@ class MatrixSums {
 
  private:
   // In whole tiles of both operands.
-  int64_t width() const { return elements<PairProducts>(p_.D) * 2; }
-  int64_t value_width() const { return elements<PairProducts>(p_.D_v) * 2; }
+  int64_t width() const { return elements<PairProducts<BFloat16Bits>>(p_.D) * 2; }
+  int64_t value_width() const { return elements<PairProducts<BFloat16Bits>>(p_.D_v) * 2; }
 
   // [32 rows][16 columns][pair of rows][column]
   void pack_pairs(const RowSource& source, int64_t width, uint32_t* to) {

@@ -206,8 +206,24 @@ inline Vector<Acc> base_of(Vector<Acc> max) {
 constexpr int kChains = 4;
 
 template <class V>
-inline V sum_chains(const V* chains) {
+inline auto sum_chains(const V& chains) {
   return (chains[0] + chains[1]) + (chains[2] + chains[3]);
+}
+
+template <class Acc>
+struct ChainsOf {
+  typedef Acc type __attribute__((vector_size(kChains * sizeof(Acc))));
+};
+
+// The chains of a row whose consecutive keys, from j on, have these weights.
+template <class Acc, int... quarter>
+inline void add_to_chains(int64_t j, Vector<Acc> weights, typename ChainsOf<Acc>::type& chains,
+                          std::integer_sequence<int, quarter...>) {
+  [[maybe_unused]] constexpr std::make_integer_sequence<int, kChains> lanes;
+  ((chains += some_lanes<quarter * kChains>(weights, lanes)), ...);
+  for (int i = sizeof...(quarter) * kChains; i < kLanes<Acc>; ++i) {
+    chains[(j + i) % kChains] += weights[i];
+  }
 }
 
 // The largest of each row's scores, times `scale`, the weights 2^(scale * score - max) and their
@@ -250,13 +266,14 @@ inline void softmax(int64_t rows, KeyRange span, Acc scale, const Acc* scores, A
       for (int64_t j = span.begin; j < span.end; j += kLanes<Acc>) {
         largest = maximum(load(row + j), largest);
       }
-      max[r] = max_lanes<Acc>(largest) * scale;
+      max[r] = max_lanes(largest) * scale;
       const Vector<Acc> minus_base = -base_of<Acc>(broadcast(max[r]));
-      Acc sums[kChains] = {};
+      typename ChainsOf<Acc>::type sums = {};
       for (int64_t j = span.begin; j < span.end; j += kLanes<Acc>) {
         const Vector<Acc> weights =
             exp2_nonpositive<kExact>(multiply_add(load(row + j), broadcast(scale), minus_base));
-        for (int i = 0; i < kLanes<Acc>; ++i) sums[(j + i) % kChains] += weights[i];
+        add_to_chains<Acc>(j, weights, sums,
+                           std::make_integer_sequence<int, kLanes<Acc> / kChains>());
         store_weights(r, j, &weights);
       }
       sum[r] = sum_chains(sums);

@@ -92,11 +92,21 @@ inline V multiply_add(V a, V b, V c) {
 #endif
 }
 
-template <class Acc>
-inline Acc max_lanes(Vector<Acc> x) {
-  Acc result = x[0];
-  for (int i = 1; i < kLanes<Acc>; ++i) result = result > x[i] ? result : x[i];
-  return result;
+// Lanes first, first + 1, ... of x, as many as there are i.
+template <int first, class V, int... i>
+inline auto some_lanes(V x, std::integer_sequence<int, i...>) {
+  return __builtin_shufflevector(x, x, (first + i)...);
+}
+
+template <class V>
+inline auto max_lanes(V x) {
+  constexpr int half = sizeof(V) / sizeof(x[0]) / 2;
+  if constexpr (half == 1) {
+    return x[0] > x[1] ? x[0] : x[1];
+  } else {
+    constexpr std::make_integer_sequence<int, half> lanes;
+    return max_lanes(maximum(some_lanes<0>(x, lanes), some_lanes<half>(x, lanes)));
+  }
 }
 
 // Swaps the blocks of kStep x kStep lanes that lie off the diagonal of the vectors a and b.

@@ -10,40 +10,12 @@
 #include <bit>
 
 #include "attend.h"
+#include "products.h"
 
 namespace mqa::kernels::cpu {
 namespace {
 
-constexpr int64_t kFewRows = 4;
-
-// One element of Acc at a time.
-template <class A>
-struct PlainProducts {
-  using Acc = A;
-  using Stored = A;   // keys and values in memory
-  using Element = A;  // what a lane multiplies at once: kStep stored values
-  static constexpr int64_t kStep = 1;
-  static constexpr bool kExactWeights = true;
-
-  static Vector<Acc> multiply_add(Vector<Element> a, Vector<Element> b, Vector<Acc> c) {
-    return kernels::multiply_add(a, b, c);
-  }
-};
-
-#if defined(__AVX512BF16__)
-// Pairs of bfloat16, summed in float32.
-struct PairProducts {
-  using Acc = float;
-  using Stored = BFloat16Bits;
-  using Element = uint32_t;
-  static constexpr int64_t kStep = 2;
-  static constexpr bool kExactWeights = false;
-
-  static Vector<Acc> multiply_add(Vector<Element> a, Vector<Element> b, Vector<Acc> c) {
-    return (Vector<Acc>)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b);
-  }
-};
-#endif
+constexpr int64_t kFewRows = 8;
 
 // The weights of keys j to j + 3 in pairs of bfloat16, one vector for two keys, 16 rows apart.
 inline void store_pairs(const Vector<float>* weights, int64_t j, const float* scales, void* to) {
@@ -80,7 +52,7 @@ int64_t query_size(const AttentionParams& p) {
 template <class Products>
 void pack_queries(const AttentionParams& p, const RowTile& tile, bool few, void* query) {
   using Element = typename Products::Element;
-  using Stored = typename Products::Stored;
+  using Packed = typename Products::Packed;
   const int64_t width = elements<Products>(p.D);
   const int64_t rows = few ? kFewRows : whole_tiles({0, tile.rows}, kGroupRows).end;
   Element* packed = static_cast<Element*>(query);
@@ -92,7 +64,7 @@ void pack_queries(const AttentionParams& p, const RowTile& tile, bool few, void*
       const auto [head, token] = *walk;
       const int64_t offset = tile.batch * p.query_batch_stride + head * p.query_head_stride +
                              token * p.query_token_stride;
-      convert_row(source, offset, p.D, 1, reinterpret_cast<Stored*>(row), width * Products::kStep);
+      convert_row(source, offset, p.D, 1, reinterpret_cast<Packed*>(row), width * Products::kStep);
       ++walk;
     } else {
       std::fill_n(row, width, Element{});
@@ -150,7 +122,7 @@ class VectorEngine {
         .find(keys_, used, value_tiles_);
     if constexpr (kStep > 1) {
       value_scales_ = find_scales(p_, tile_, p_.value, keys_, used, value_scale_buffer_);
-      interleave_values();
+      if constexpr (kManyRows) interleave_values();
     }
   }
 
@@ -167,8 +139,8 @@ class VectorEngine {
     for (int64_t t = some.span.begin / kTileKeys; t < some.span.end / kTileKeys; ++t) {
       for (int64_t e = 0; e < width; e += kChain) {
         const int64_t end = std::min(e + kChain, width);
-        if constexpr (Layout::kRowStride != 1) {
-          tile_.rows == 1 ? score_few<1>(t, e, end) : score_few<kFewRows>(t, e, end);
+        if constexpr (!kManyRows) {
+          score_rows<kFewRows>(t, e, end);
         } else {
           score_count<kGroups>(some, t, e, end);
         }
@@ -181,12 +153,10 @@ class VectorEngine {
       const int64_t first = g * kGroupRows;
       const int64_t rows = std::min(kGroupRows, tile_.rows - some.first * kGroupRows - first);
       Acc* weights = scores(g);
-      softmax<Layout, P::kExactWeights>(Layout::kRowStride == 1 ? kGroupRows : rows, some.span,
-                                        scale, weights, partial.max + first, partial.sum + first,
-                                        [&](int64_t r, int64_t j, const Vector<Acc>* w) {
-                                          store_weights(weights, r, j, w);
-                                          ahead_.fetch(kWeightKeys * p_.D / 32);
-                                        });
+      softmax<Layout, P::kExactWeights>(
+          kManyRows ? kGroupRows : rows, some.span, scale, weights, partial.max + first,
+          partial.sum + first,
+          [&](int64_t r, int64_t j, const Vector<Acc>* w) { store_weights(weights, r, j, w); });
       weigh_rows(some.seen, weights, rows, partial.out + first * value_width());
     }
   }
@@ -195,12 +165,14 @@ class VectorEngine {
   using Stored = typename P::Stored;
   using Element = typename P::Element;
   static constexpr int64_t kStep = P::kStep;
+  static constexpr bool kManyRows = Layout::kRowStride == 1;
+  using Value = std::conditional_t<kManyRows, Element, Stored>;  // of value_tiles_ when weighed
   static constexpr int64_t kGroupScores = kChunkKeys * kGroupRows;
   static constexpr int64_t kTileSteps = kTileKeys / kStep;
-  // That softmax hands over at once.
-  static constexpr int kWeightKeys = Layout::kRowStride == 1 ? kChains : kLanes<Acc>;
   static constexpr int kVectors = kGroupRows / kLanes<Acc>;  // of a group of rows
   static constexpr int kSums = kVectorRegisters / 2;         // that a product keeps in registers
+  static constexpr int kKeyPointers = 8;                     // likewise
+  static constexpr int64_t kLine = 64;                       // bytes that are fetched at once
 
   // Of products, before they are added to those of other elements: the rounding errors of one
   // long chain would grow with D.
@@ -225,7 +197,9 @@ class VectorEngine {
 
   template <int kCount>
   void score_groups(int64_t first, int64_t t, int64_t e_begin, int64_t e_end) {
-    constexpr int kKeys = std::max<int>(std::bit_floor<unsigned>(kSums / (kCount * kVectors)), 1);
+    constexpr int kFetchElements = 8;
+    constexpr int kKeys =
+        std::clamp<int>(std::bit_floor<unsigned>(kSums / (kCount * kVectors)), 1, kKeyPointers);
     const int64_t group_size = elements<P>(p_.D) * kGroupRows;
     const Element* query = query_ + first * group_size;
     for (int64_t k0 = 0; k0 < kTileKeys; k0 += kKeys) {
@@ -235,17 +209,19 @@ class VectorEngine {
         keys[k] = key_tiles_[t].template row<Stored>(k0 + k);
         for (Vector<Acc>& sum : sums[k]) sum = Vector<Acc>{};  // `= {}` would be a memset
       }
-      for (int64_t e = e_begin; e < e_end; ++e) {
-        ahead_.fetch(1);
-        Vector<Element> q[kCount * kVectors];
-        for (int v = 0; v < kCount * kVectors; ++v) {
-          q[v] =
-              load(query + v / kVectors * group_size + e * kGroupRows + v % kVectors * kLanes<Acc>);
-        }
-        for (int k = 0; k < kKeys; ++k) {
-          const Vector<Element> key = broadcast(element_at<Element>(keys[k], e));
+      for (int64_t e0 = e_begin; e0 < e_end; e0 += kFetchElements) {
+        ahead_.fetch(std::max<int64_t>(kKeys * kFetchElements * sizeof(Element) / kLine, 1));
+        for (int64_t e = e0; e < e0 + kFetchElements; ++e) {
+          Vector<Element> q[kCount * kVectors];
           for (int v = 0; v < kCount * kVectors; ++v) {
-            sums[k][v] = P::multiply_add(q[v], key, sums[k][v]);
+            q[v] = load(query + v / kVectors * group_size + e * kGroupRows +
+                        v % kVectors * kLanes<Acc>);
+          }
+          for (int k = 0; k < kKeys; ++k) {
+            const Vector<Element> key = broadcast(element_at<Element>(keys[k], e));
+            for (int v = 0; v < kCount * kVectors; ++v) {
+              sums[k][v] = P::multiply_add(q[v], key, sums[k][v]);
+            }
           }
         }
       }
@@ -259,20 +235,32 @@ class VectorEngine {
     }
   }
 
+  // score_few of as many rows as there are, rounded up to a power of two
+  template <int kRows>
+  void score_rows(int64_t t, int64_t e_begin, int64_t e_end) {
+    if constexpr (kRows > 1) {
+      if (tile_.rows <= kRows / 2) return score_rows<kRows / 2>(t, e_begin, e_end);
+    }
+    score_few<kRows>(t, e_begin, e_end);
+  }
+
   template <int kRows>
   void score_few(int64_t t, int64_t e_begin, int64_t e_end) {
+    // As many as are read, in two parts: too many at once hold up what follows.
+    constexpr int64_t kLines =
+        std::max<int64_t>(kLanes<Acc> * kLanes<Acc> * kStep * sizeof(Stored) / kLine, 2);
     const int64_t width = elements<P>(p_.D);
     for (int64_t k0 = 0; k0 < kTileKeys; k0 += kLanes<Acc>) {
       Vector<Acc> sums[kRows];
       for (Vector<Acc>& sum : sums) sum = Vector<Acc>{};
       for (int64_t e0 = e_begin; e0 < e_end; e0 += kLanes<Acc>) {
-        ahead_.fetch(8);
+        ahead_.fetch(kLines / 2);
         Vector<Element> keys[kLanes<Acc>];
         for (int k = 0; k < kLanes<Acc>; ++k) {
-          std::memcpy(&keys[k], key_tiles_[t].template row<Stored>(k0 + k) + e0 * kStep,
-                      sizeof keys[k]);
+          keys[k] = P::load(key_tiles_[t].template row<Stored>(k0 + k) + e0 * kStep);
         }
         transpose(keys);
+        ahead_.fetch(kLines / 2);
         for (int i = 0; i < kLanes<Acc>; ++i) {
           for (int r = 0; r < kRows; ++r) {
             sums[r] = P::multiply_add(broadcast(query_[r * width + e0 + i]), keys[i], sums[r]);
@@ -285,6 +273,13 @@ class VectorEngine {
     }
   }
 
+  template <int kVectors>
+  static void interleave_strip(const Stored* a, const Stored* b, Element* to) {
+    Vector<Element> pairs[kVectors];
+    P::interleave(a, b, pairs);
+    for (int v = 0; v < kVectors; ++v) store(to + v * kGroupRows, pairs[v]);
+  }
+
   // Pairs of keys side by side, in the place of their values.
   void interleave_values() {
     const int64_t width = value_width();
@@ -294,16 +289,18 @@ class VectorEngine {
       for (int64_t s = 0; s < kTileSteps; ++s) {
         const Stored* a = value_tiles_[t].template row<Stored>(kStep * s);
         const Stored* b = value_tiles_[t].template row<Stored>(kStep * s + 1);
-        for (int64_t d = 0; d < width; d += kLanes<Element>) {
-          store(to + s * width + d, side_by_side(a + d, b + d));
+        int64_t d = 0;
+        for (; d + 2 * kGroupRows <= width; d += 2 * kGroupRows) {
+          interleave_strip<2>(a + d, b + d, to + s * width + d);
         }
+        if (d < width) interleave_strip<1>(a + d, b + d, to + s * width + d);
       }
       value_tiles_[t] = {to, width * static_cast<int64_t>(sizeof(Element))};
     }
   }
 
   void store_weights(Acc* weights, int64_t r, int64_t j, const Vector<Acc>* w) const {
-    if constexpr (Layout::kRowStride != 1) {
+    if constexpr (!kManyRows) {
       store_row_weights(weights + r * kChunkKeys, j, *w);
     } else if constexpr (kStep == 1) {
       for (int k = 0; k < kChains; ++k) store(weights + (j + k) * kGroupRows + r, w[k]);
@@ -324,31 +321,49 @@ class VectorEngine {
 
   // out[r] = sum over the seen keys of weight * value, in the order of the keys.
   void weigh_rows(KeyRange seen, const Acc* weights, int64_t rows, Acc* out) {
-    constexpr int64_t kColumns = 4 * kLanes<Acc>, kBlock = 64 / kStep;  // values that L1 keeps
-    const int64_t width = value_width();
     const KeyRange steps{seen.begin / kStep, (seen.end + kStep - 1) / kStep};
-    std::fill_n(out, (rows + 3) / 4 * 4 * width, Acc{0});
-    for (int64_t s = steps.begin / kBlock * kBlock; s < steps.end; s += kBlock) {
-      const KeyRange block = intersect(steps, {s, s + kBlock});
-      int64_t d = 0;
-      for (; d + kColumns <= width; d += kColumns) weigh_block<4>(block, weights, rows, d, out);
-      for (; d < width; d += kLanes<Acc>) weigh_block<1>(block, weights, rows, d, out);
+    if constexpr (kManyRows) {
+      weigh_by<4>(steps, weights, rows, out);
+    } else {
+      weigh_few<std::min<int>(kFewRows, kSums / 2)>(steps, weights, rows, out);
     }
   }
 
-  template <int kColumns>
-  void weigh_block(KeyRange steps, const Acc* weights, int64_t rows, int64_t column, Acc* out) {
-    int64_t r = 0;
-    if constexpr (Layout::kRowStride == 1) {
-      for (; r < rows; r += 4) weigh_micro_tile<4, kColumns>(steps, weights, r, column, out);
-    } else {
-      if (rows == 4) return weigh_micro_tile<4, kColumns>(steps, weights, 0, column, out);
-      for (; r < rows; ++r) weigh_micro_tile<1, kColumns>(steps, weights, r, column, out);
+  template <int kRows>
+  void weigh_few(KeyRange steps, const Acc* weights, int64_t rows, Acc* out) {
+    if constexpr (kRows > 1) {
+      if (rows <= kRows / 2) return weigh_few<kRows / 2>(steps, weights, rows, out);
+    }
+    weigh_by<kRows>(steps, weights, rows, out);
+  }
+
+  // kRows at a time.
+  template <int kRows>
+  void weigh_by(KeyRange steps, const Acc* weights, int64_t rows, Acc* out) {
+    constexpr int kColumns = std::min(4, kSums / kRows);
+    constexpr int64_t kBlock = 64 / kStep;  // whose values L1 keeps
+    const int64_t width = value_width();
+    std::fill_n(out, whole_tiles({0, rows}, kRows).end * width, Acc{0});
+    for (int64_t s = steps.begin / kBlock * kBlock; s < steps.end; s += kBlock) {
+      const KeyRange block = intersect(steps, {s, s + kBlock});
+      int64_t d = 0;
+      const auto columns = [&](auto count) {
+        for (; d + count * kLanes<Acc> <= width; d += count * kLanes<Acc>) {
+          for (int64_t r = 0; r < rows; r += kRows) {
+            weigh_micro_tile<kRows, count>(block, weights, r, d, out);
+          }
+        }
+      };
+      if constexpr (kColumns > 2) columns(std::integral_constant<int, kColumns>());
+      columns(std::integral_constant<int, 2>());
+      columns(std::integral_constant<int, 1>());
     }
   }
 
   template <int kRows, int kColumns>
   void weigh_micro_tile(KeyRange steps, const Acc* weights, int64_t row, int64_t column, Acc* out) {
+    constexpr int kTileRowsPerStep = kManyRows ? 1 : kStep;
+    constexpr int64_t kBytes = kColumns * kLanes<Acc> * kStep * sizeof(Stored);  // of a step
     const int64_t width = value_width();
     out += row * width + column;
     weights += row * Layout::kRowStride;
@@ -359,14 +374,12 @@ class VectorEngine {
     for (int64_t s = steps.begin; s < steps.end;) {
       const KeyTile& tile = value_tiles_[s / kTileSteps];
       const int64_t end = std::min(steps.end, (s / kTileSteps + 1) * kTileSteps);
-      const char* from =
-          reinterpret_cast<const char*>(tile.template row<Element>(s % kTileSteps) + column);
-      for (; s < end; ++s, from += tile.stride) {
-        ahead_.fetch(kRows == 1 ? 4 : 1);
+      const char* from = reinterpret_cast<const char*>(
+          tile.template row<Value>(s % kTileSteps * kTileRowsPerStep) + column);
+      for (; s < end; ++s, from += tile.stride * kTileRowsPerStep) {
+        ahead_.fetch(kManyRows ? 1 : std::max<int64_t>(kBytes / kLine, 1));
         Vector<Element> value[kColumns];
-        for (int c = 0; c < kColumns; ++c) {
-          std::memcpy(&value[c], from + c * kVectorBytes, kVectorBytes);
-        }
+        load_values(from, tile.stride, value);
         for (int r = 0; r < kRows; ++r) {
           const Vector<Element> weight = broadcast(
               element_at<Element>(weights, r * Layout::kRowStride + s * Layout::kKeyStride));
@@ -378,6 +391,19 @@ class VectorEngine {
     }
     for (int r = 0; r < kRows; ++r) {
       for (int c = 0; c < kColumns; ++c) store(out + r * width + c * kLanes<Acc>, sums[r][c]);
+    }
+  }
+
+  template <int kColumns>
+  static void load_values(const char* from, [[maybe_unused]] int64_t stride,
+                          Vector<Element> (&to)[kColumns]) {
+    const Value* row = reinterpret_cast<const Value*>(from);
+    if constexpr (kStep == 1) {
+      for (int c = 0; c < kColumns; ++c) to[c] = P::load(row + c * kLanes<Acc>);
+    } else if constexpr (kManyRows) {
+      for (int c = 0; c < kColumns; ++c) to[c] = load(row + c * kLanes<Acc>);
+    } else {
+      P::interleave(row, reinterpret_cast<const Value*>(from + stride), to);
     }
   }
 
@@ -401,24 +427,29 @@ void pack_for_vectors(const AttentionParams& p, const RowTile& tile, void* query
   pack_queries<Products>(p, tile, few(tile), query);
 }
 
-// Few rows or many, by the tile.
+// Few rows or many, by the tile. Few need each key and value once, which is read as it is stored;
+// many share what has been converted.
 template <class Products>
 void attend_by_vectors(const AttentionParams& p, const Work& work, const Work& ahead,
                        const void* query, void* scratch,
                        const Partial<typename Products::Acc>& partial) {
-  if (few(work.tile)) {
-    attend<VectorEngine<Products, KeysInLanes>>(p, work, ahead, query, scratch, partial);
-  } else {
-    attend<VectorEngine<Products, RowsInLanes>>(p, work, ahead, query, scratch, partial);
+  if (!few(work.tile)) {
+    return attend<VectorEngine<Products, RowsInLanes>>(p, work, ahead, query, scratch, partial);
   }
+  with_stored<Products>(p, [&](auto products) {
+    attend<VectorEngine<decltype(products), KeysInLanes>>(p, work, ahead, query, scratch, partial);
+  });
 }
 
 template <class Products>
 constexpr TileOps<typename Products::Acc> kVectorOps{
-    query_size<Products>,           VectorEngine<Products, RowsInLanes>::scratch_size,
-    pack_for_vectors<Products>,     attend_by_vectors<Products>,
-    clear<typename Products::Acc>,  fold<typename Products::Acc>,
-    finish<typename Products::Acc>,
+    query_size<Products>,
+    VectorEngine<Products, RowsInLanes>::scratch_size,
+    pack_for_vectors<Products>,
+    attend_by_vectors<Products>,
+    clear<typename Products::Acc>,
+    fold<typename Products::Acc>,
+    Products::finish,
 };
 
 }  // namespace

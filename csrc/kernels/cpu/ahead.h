@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 
 #include "../slots.h"
 #include "tile.h"
@@ -9,14 +10,16 @@
 namespace mqa::kernels::cpu {
 namespace {
 
-// Fetches the keys and values of the next piece of work into L2, a few lines at a time between
-// pieces of work on this one: memory is never idle, and work need not wait for a place in the queue
-// to it. The engines' numbers of lines together reach the end of a chunk in a decode step, for
-// every shape.
+// Fetches keys and values into L2 before they are needed, a few lines at a time between pieces of
+// work: memory is never idle, and work need not wait for a place in the queue to it. The engines
+// ask for about as many lines as they read.
+//
+// It goes through the rows of a piece of work, keys and then values, from the lead on, which is
+// there already, and through the lead of the next one.
 class Ahead {
  public:
-  Ahead(const AttentionParams& p, const Work& work)
-      : p_(p), tile_(work.tile), keys_(work.keys), next_(keys_.begin) {
+  Ahead(const AttentionParams& p, const Work& work, const Work& next, int64_t lead)
+      : p_(p), works_{work, next}, pieces_(pieces(lead)) {
     next_run();
   }
 
@@ -32,7 +35,7 @@ class Ahead {
 
   // For work that begins at once: in the order of memory, which the kernels do not read in.
   void fetch_all() {
-    while (line_) fetch_from_runs(1);
+    while (line_) fetch(4);
   }
 
  private:
@@ -50,31 +53,42 @@ class Ahead {
     }
   }
 
-  // The next rows that lie side by side in memory: those of keys, then those of values. Without any
-  // `line_` is null.
+  std::array<KeyRange, 4> pieces(int64_t lead) const {
+    const KeyRange now = works_[0].keys, then = works_[1].keys;
+    const int64_t count = now.end - now.begin, next_count = then.end - then.begin;
+    const int64_t next_keys = std::min(lead, next_count);
+    return {KeyRange{now.begin + std::min(lead, count), now.end},
+            KeyRange{now.begin + std::clamp<int64_t>(lead - count, 0, count), now.end},
+            KeyRange{then.begin, then.begin + next_keys},
+            KeyRange{then.begin, then.begin + std::min(lead - next_keys, next_count)}};
+  }
+
+  // The next rows that lie side by side in memory; without any `line_` is null.
   void next_run() {
-    if (next_ == keys_.end && !is_value_) next_ = keys_.begin, is_value_ = true;
-    if (next_ >= keys_.end) {
+    while (piece_ < 4 && pieces_[piece_].empty()) ++piece_;
+    if (piece_ == 4) {
       line_ = run_end_ = nullptr;
       return;
     }
-    const Cache& cache = is_value_ ? p_.value : p_.key;
-    const int64_t size = size_of(cache.dtype), width = is_value_ ? p_.D_v : p_.D;
-    const SlotPlace place = place_of(p_.block_table, tile_.batch, next_);
+    KeyRange& keys = pieces_[piece_];
+    const RowTile& tile = works_[piece_ / 2].tile;
+    const bool is_value = piece_ % 2;
+    const Cache& cache = is_value ? p_.value : p_.key;
+    const int64_t size = size_of(cache.dtype), width = is_value ? p_.D_v : p_.D;
+    const SlotPlace place = place_of(p_.block_table, tile.batch, keys.begin);
     const int64_t rows = cache.slot_stride != width ? 1
                          : p_.block_table.pages     ? p_.block_table.page_size - place.slot
-                                                    : keys_.end - next_;
-    const int64_t run = std::min(rows, keys_.end - next_);
-    line_ = static_cast<const char*>(cache.data) + row_offset(cache, place, tile_.kv_head) * size;
+                                                    : keys.end - keys.begin;
+    const int64_t run = std::min(rows, keys.end - keys.begin);
+    line_ = static_cast<const char*>(cache.data) + row_offset(cache, place, tile.kv_head) * size;
     run_end_ = line_ + run * width * size;
-    next_ += run;
+    keys.begin += run;
   }
 
   const AttentionParams& p_;
-  RowTile tile_;
-  KeyRange keys_;
-  int64_t next_;
-  bool is_value_ = false;
+  Work works_[2];
+  std::array<KeyRange, 4> pieces_;  // keys and values of each that are still to be fetched
+  int64_t piece_ = 0;
   const char *line_, *run_end_;
 };
 

@@ -54,9 +54,13 @@ class Pieces {
   uintptr_t next_;
 };
 
+// Of keys and values: all of a piece of work.
+constexpr int64_t kWholeLead = 2 * kChunkKeys;
+
 // An Engine provides
 //   Acc, Layout (of scores), kGroups (that it takes at once), kSpanKeys (a span's multiple)
-//   Engine(params, work, ahead, query, scratch)
+//   kLead (see Ahead)
+//   Engine(params, work, next, query, scratch)
 //   find_keys(), find_values(used)     used: null, or a flag for each slot of the chunk
 //   score(groups)                      query . key for the span
 //   scores(group)                      where it has stored them
@@ -68,13 +72,13 @@ class Attend {
   using Acc = typename Engine::Acc;
   using Layout = typename Engine::Layout;
 
-  Attend(const AttentionParams& p, const Work& work, const Work& ahead, const void* query,
+  Attend(const AttentionParams& p, const Work& work, const Work& next, const void* query,
          void* scratch, const Partial<Acc>& partial)
       : p_(p),
         tile_(work.tile),
         keys_(work.keys),
         chunk_(chunk_start(work.keys)),
-        engine_(p, work, ahead, query, scratch),
+        engine_(p, work, next, query, scratch),
         partial_(partial) {}
 
   void run() {
@@ -178,9 +182,9 @@ class Attend {
 };
 
 template <class Engine>
-void attend(const AttentionParams& p, const Work& work, const Work& ahead, const void* query,
+void attend(const AttentionParams& p, const Work& work, const Work& next, const void* query,
             void* scratch, const Partial<typename Engine::Acc>& partial) {
-  Attend<Engine>(p, work, ahead, query, scratch, partial).run();
+  Attend<Engine>(p, work, next, query, scratch, partial).run();
   clear_upper_lanes();
 }
 

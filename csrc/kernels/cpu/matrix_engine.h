@@ -21,15 +21,16 @@ class MatrixEngine {
   using Acc = float;
   using Layout = RowsInLanes;
   static constexpr int64_t kGroups = 2;
+  static constexpr int64_t kLead = kWholeLead;
   static constexpr int64_t kSpanKeys = 32;  // that one product sums over
   static constexpr int kStripColumns = 2;   // of tiles, whose values are interleaved together
 
-  MatrixEngine(const AttentionParams& p, const Work& work, const Work& ahead, const void* query,
+  MatrixEngine(const AttentionParams& p, const Work& work, const Work& next, const void* query,
                void* scratch)
       : p_(p),
         tile_(work.tile),
         keys_(work.keys),
-        ahead_(p, ahead),
+        ahead_(p, work, next, kLead),
         query_(static_cast<const uint32_t*>(query)) {
     Pieces pieces(scratch);
     key_buffer_ = pieces.take<BFloat16Bits>(kChunkKeys * key_width());
@@ -259,16 +260,17 @@ void pack_for_matrices(const AttentionParams& p, const RowTile& tile, void* quer
   pack_queries<PairProducts<BFloat16Bits>>(p, tile, /*few=*/false, query);
 }
 
-void attend_by_matrices(const AttentionParams& p, const Work& work, const Work& ahead,
+void attend_by_matrices(const AttentionParams& p, const Work& work, const Work& next,
                         const void* query, void* scratch, const Partial<float>& partial) {
   const TileRegisters registers;
-  attend<MatrixEngine>(p, work, ahead, query, scratch, partial);
+  attend<MatrixEngine>(p, work, next, query, scratch, partial);
 }
 
 constexpr TileOps<float> kMatrixOps{
     query_size<PairProducts<BFloat16Bits>>,
     MatrixEngine::scratch_size,
     pack_for_matrices,
+    [](const RowTile&) { return MatrixEngine::kLead; },
     attend_by_matrices,
     clear<float>,
     fold<float>,

@@ -10,7 +10,7 @@ namespace mqa::kernels::cpu::MQA_ISA {
 #if defined(MQA_AMX)
 extern const TileOps<float> bfloat16_ops = kMatrixOps;
 #elif defined(__AVX512BF16__)
-extern const TileOps<float> bfloat16_ops = kVectorOps<PairProducts<BFloat16Bits>>;
+extern const TileOps<float> bfloat16_ops = kVectorOps<PairProducts<BFloat16Bits> >;
 #else
 extern const TileOps<float> float_ops = kVectorOps<PlainProducts<float> >;
 extern const TileOps<double> double_ops = kVectorOps<PlainProducts<double> >;

@@ -44,9 +44,12 @@ struct TileOps {
 
   void (*pack_queries)(const AttentionParams&, const RowTile&, void* query);
 
-  // Overwrites `partial`; each key is seen by some row. What `ahead` reads is fetched into the
+  // How many rows of a piece of work, keys and then values, it wants to find in the cache.
+  int64_t (*lead)(const RowTile&);
+
+  // Overwrites `partial`; each key is seen by some row. The lead of `next` is fetched into the
   // cache for the next call.
-  void (*attend)(const AttentionParams&, const Work&, const Work& ahead, const void* query,
+  void (*attend)(const AttentionParams&, const Work&, const Work& next, const void* query,
                  void* scratch, const Partial<Acc>& partial);
 
   // Makes it the result of rows that have seen no key.

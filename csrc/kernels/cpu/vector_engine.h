@@ -86,13 +86,15 @@ class VectorEngine {
   using Layout = L;
   static constexpr int64_t kGroups = kVectorRegisters == 32 ? 4 : 1;
   static constexpr int64_t kSpanKeys = kTileKeys;
+  // Few rows take time to come to a key; many first copy them all.
+  static constexpr int64_t kLead = Layout::kRowStride == 1 ? kWholeLead : 64;
 
-  VectorEngine(const AttentionParams& p, const Work& work, const Work& ahead, const void* query,
+  VectorEngine(const AttentionParams& p, const Work& work, const Work& next, const void* query,
                void* scratch)
       : p_(p),
         tile_(work.tile),
         keys_(work.keys),
-        ahead_(p, ahead),
+        ahead_(p, work, next, kLead),
         query_(static_cast<const Element*>(query)) {
     Pieces pieces(scratch);
     key_buffer_ = pieces.take<Stored>(kChunkKeys * key_width());
@@ -427,29 +429,32 @@ void pack_for_vectors(const AttentionParams& p, const RowTile& tile, void* query
   pack_queries<Products>(p, tile, few(tile), query);
 }
 
+template <class Products>
+int64_t lead(const RowTile& tile) {
+  return few(tile) ? VectorEngine<Products, KeysInLanes>::kLead
+                   : VectorEngine<Products, RowsInLanes>::kLead;
+}
+
 // Few rows or many, by the tile. Few need each key and value once, which is read as it is stored;
 // many share what has been converted.
 template <class Products>
-void attend_by_vectors(const AttentionParams& p, const Work& work, const Work& ahead,
+void attend_by_vectors(const AttentionParams& p, const Work& work, const Work& next,
                        const void* query, void* scratch,
                        const Partial<typename Products::Acc>& partial) {
   if (!few(work.tile)) {
-    return attend<VectorEngine<Products, RowsInLanes>>(p, work, ahead, query, scratch, partial);
+    return attend<VectorEngine<Products, RowsInLanes>>(p, work, next, query, scratch, partial);
   }
   with_stored<Products>(p, [&](auto products) {
-    attend<VectorEngine<decltype(products), KeysInLanes>>(p, work, ahead, query, scratch, partial);
+    attend<VectorEngine<decltype(products), KeysInLanes>>(p, work, next, query, scratch, partial);
   });
 }
 
 template <class Products>
 constexpr TileOps<typename Products::Acc> kVectorOps{
-    query_size<Products>,
-    VectorEngine<Products, RowsInLanes>::scratch_size,
-    pack_for_vectors<Products>,
-    attend_by_vectors<Products>,
-    clear<typename Products::Acc>,
-    fold<typename Products::Acc>,
-    Products::finish,
+    query_size<Products>,         VectorEngine<Products, RowsInLanes>::scratch_size,
+    pack_for_vectors<Products>,   lead<Products>,
+    attend_by_vectors<Products>,  clear<typename Products::Acc>,
+    fold<typename Products::Acc>, Products::finish,
 };
 
 }  // namespace

@@ -111,13 +111,13 @@ inline void load_row(DType dtype, const void* data, int64_t offset, int64_t widt
   });
 }
 
-// data[offset + i] = from[i] / divisor
+// data[offset + i] = factor * from[i]
 template <class Acc>
-inline void store_row(DType dtype, void* data, int64_t offset, int64_t width, Acc divisor,
+inline void store_row(DType dtype, void* data, int64_t offset, int64_t width, Acc factor,
                       const Acc* from) {
   with_format(dtype, [&](auto format) {
     auto* to = static_cast<typename decltype(format)::Storage*>(data) + offset;
-    for (int64_t i = 0; i < width; ++i) to[i] = format.narrow(from[i] / divisor);
+    for (int64_t i = 0; i < width; ++i) to[i] = format.narrow(from[i] * factor);
   });
 }
 

@@ -20,7 +20,7 @@ class Ahead {
  public:
   Ahead(const AttentionParams& p, const Work& work, const Work& next, int64_t lead)
       : p_(p), works_{work, next}, pieces_(pieces(lead)) {
-    next_run();
+    next_runs();
   }
 
   // gcc 12 takes a function that only prefetches for one without effect, unless it is inlined.
@@ -46,10 +46,16 @@ class Ahead {
   }
 
   [[gnu::noinline]] void fetch_from_runs(int64_t lines) {
-    for (; line_ && lines > 0; --lines) {
-      fetch_line(0);
-      line_ += kLine;
-      if (line_ >= run_end_) next_run();
+    while (line_ && lines > 0) {
+      const char* end = std::min(run_end_, line_ + lines * kLine);
+      for (; line_ < end; line_ += kLine, --lines) fetch_line(0);
+      if (line_ < run_end_) return;
+      if (--runs_ > 0) {
+        line_ = run_ += stride_;
+        run_end_ = line_ + run_bytes_;
+      } else {
+        next_runs();
+      }
     }
   }
 
@@ -63,8 +69,9 @@ class Ahead {
             KeyRange{then.begin, then.begin + std::min(lead - next_keys, next_count)}};
   }
 
-  // The next rows that lie side by side in memory; without any `line_` is null.
-  void next_run() {
+  // The next rows at one distance in memory, which are one run if nothing lies between them.
+  // Without any `line_` is null.
+  void next_runs() {
     while (piece_ < 4 && pieces_[piece_].empty()) ++piece_;
     if (piece_ == 4) {
       line_ = run_end_ = nullptr;
@@ -74,22 +81,26 @@ class Ahead {
     const RowTile& tile = works_[piece_ / 2].tile;
     const bool is_value = piece_ % 2;
     const Cache& cache = is_value ? p_.value : p_.key;
-    const int64_t size = size_of(cache.dtype), width = is_value ? p_.D_v : p_.D;
+    const int64_t size = size_of(cache.dtype), row = (is_value ? p_.D_v : p_.D) * size;
     const SlotPlace place = place_of(p_.block_table, tile.batch, keys.begin);
-    const int64_t rows = cache.slot_stride != width ? 1
-                         : p_.block_table.pages     ? p_.block_table.page_size - place.slot
-                                                    : keys.end - keys.begin;
-    const int64_t run = std::min(rows, keys.end - keys.begin);
-    line_ = static_cast<const char*>(cache.data) + row_offset(cache, place, tile.kv_head) * size;
-    run_end_ = line_ + run * width * size;
-    keys.begin += run;
+    const int64_t page_rest =
+        p_.block_table.pages ? p_.block_table.page_size - place.slot : keys.end - keys.begin;
+    const int64_t rows = std::min(page_rest, keys.end - keys.begin);
+    keys.begin += rows;
+    stride_ = cache.slot_stride * size;
+    runs_ = stride_ == row ? 1 : rows;
+    run_bytes_ = stride_ == row ? rows * row : row;
+    run_ = static_cast<const char*>(cache.data) + row_offset(cache, place, tile.kv_head) * size;
+    line_ = run_;
+    run_end_ = run_ + run_bytes_;
   }
 
   const AttentionParams& p_;
   Work works_[2];
   std::array<KeyRange, 4> pieces_;  // keys and values of each that are still to be fetched
   int64_t piece_ = 0;
-  const char *line_, *run_end_;
+  const char *line_, *run_, *run_end_;
+  int64_t runs_, run_bytes_, stride_;  // bytes
 };
 
 }  // namespace

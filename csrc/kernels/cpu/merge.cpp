@@ -26,7 +26,7 @@ void merge_rows(const MergeParams& p, int64_t begin, int64_t end) {
       for (int64_t d = 0; d < p.width; ++d) total[d] += weight * part[d];
       sum += weight;
     }
-    store_row(p.dtype, p.out, row * p.width, p.width, sum == 0 ? Acc{1} : sum, total.data());
+    store_row(p.dtype, p.out, row * p.width, p.width, sum == 0 ? Acc{1} : 1 / sum, total.data());
     static_cast<Acc*>(p.lse)[row] = max + std::log(sum);
   }
 }

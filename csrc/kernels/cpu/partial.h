@@ -53,10 +53,8 @@ void finish(const AttentionParams& p, const RowTile& tile, const Partial<Acc>& t
       sum = sum * factor + std::exp2(sink - base);
       max = base;
     }
-    const Acc divisor = sum == 0 ? 1 : sum;  // nothing seen: out is zero already
-    Acc* out = total.out + r * padded(p.D_v);
-    for (int64_t d = 0; d < p.D_v; ++d) out[d] *= factor;
-    store_row(p.dtype, p.out, row * p.D_v, p.D_v, divisor, out);
+    if (sum != 0) factor /= sum;  // else nothing was seen: out is zero already
+    store_row(p.dtype, p.out, row * p.D_v, p.D_v, factor, total.out + r * padded(p.D_v));
     if (p.lse) static_cast<Acc*>(p.lse)[row] = (max + std::log2(sum)) / kLog2E<Acc>;
   }
   clear_upper_lanes();

@@ -104,6 +104,9 @@ struct PairProducts {
   static constexpr bool kExactWeights = false;
 
   static Vector<Element> load(const Stored* from) { return (Vector<Element>)bfloat16_at(from); }
+  static Vector<Element> load_half(const Stored* from) {  // then zeros
+    return (Vector<Element>)_mm512_zextsi256_si512(bfloat16_half_at(from));
+  }
 
   static Vector<Acc> multiply_add(Vector<Element> a, Vector<Element> b, Vector<Acc> c) {
     return (Vector<Acc>)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b);

@@ -45,7 +45,21 @@ inline bool few(const RowTile& tile) { return tile.rows <= kFewRows; }
 
 template <class Products>
 int64_t query_size(const AttentionParams& p) {
-  return (kTileRows + 1) * elements<Products>(p.D) * sizeof(typename Products::Element);
+  return (kTileRows + kGroupRows) * elements<Products>(p.D) * sizeof(typename Products::Element);
+}
+
+// [kGroupRows][width] to [width][kGroupRows].
+template <class Element>
+void transpose_rows(const Element* rows, int64_t width, Element* to) {
+  constexpr int n = kLanes<Element>;
+  for (int64_t r = 0; r < kGroupRows; r += n) {
+    for (int64_t e = 0; e < width; e += n) {
+      Vector<Element> block[n];
+      for (int i = 0; i < n; ++i) block[i] = load(rows + (r + i) * width + e);
+      transpose(block);
+      for (int i = 0; i < n; ++i) store(to + (e + i) * kGroupRows + r, block[i]);
+    }
+  }
 }
 
 // To [row][elements] for few rows, else to [group][element][row in group].
@@ -56,10 +70,11 @@ void pack_queries(const AttentionParams& p, const RowTile& tile, bool few, void*
   const int64_t width = elements<Products>(p.D);
   const int64_t rows = few ? kFewRows : whole_tiles({0, tile.rows}, kGroupRows).end;
   Element* packed = static_cast<Element*>(query);
-  Element* row = packed + kTileRows * width;
+  Element* group = packed + kTileRows * width;  // 16 rows that are to be transposed
   const Cache source{const_cast<void*>(p.query), p.dtype, 0, 0, 0, {}};
   RowWalk walk(p, tile, 0);
   for (int64_t r = 0; r < rows; ++r) {
+    Element* row = few ? packed + r * width : group + r % kGroupRows * width;
     if (r < tile.rows) {
       const auto [head, token] = *walk;
       const int64_t offset = tile.batch * p.query_batch_stride + head * p.query_head_stride +
@@ -69,12 +84,9 @@ void pack_queries(const AttentionParams& p, const RowTile& tile, bool few, void*
     } else {
       std::fill_n(row, width, Element{});
     }
-    if (few) {
-      std::copy_n(row, width, packed + r * width);
-      continue;
+    if (!few && r % kGroupRows == kGroupRows - 1) {
+      transpose_rows(group, width, packed + r / kGroupRows * kGroupRows * width);
     }
-    Element* group = packed + r / kGroupRows * kGroupRows * width + r % kGroupRows;
-    for (int64_t e = 0; e < width; ++e) group[e * kGroupRows] = row[e];
   }
   clear_upper_lanes();
 }
@@ -137,7 +149,7 @@ class VectorEngine {
   const Partial<Acc>& spare() const { return spare_; }
 
   void score(const RowGroups& some) {
-    const int64_t width = elements<P>(p_.D);
+    const int64_t width = key_elements();
     for (int64_t t = some.span.begin / kTileKeys; t < some.span.end / kTileKeys; ++t) {
       for (int64_t e = 0; e < width; e += kChain) {
         const int64_t end = std::min(e + kChain, width);
@@ -180,7 +192,13 @@ class VectorEngine {
   // long chain would grow with D.
   static constexpr int64_t kChain = 64;
 
-  int64_t key_width() const { return elements<P>(p_.D) * kStep; }
+  // Of a key: as packed queries have it, or half a vector less, so that keys of D = 80 are used in
+  // place.
+  int64_t key_elements() const {
+    constexpr int64_t kGranule = kStep == 1 ? kGroupRows : kGroupRows / 2;
+    return whole_tiles({0, (p_.D + kStep - 1) / kStep}, kGranule).end;
+  }
+  int64_t key_width() const { return key_elements() * kStep; }
   int64_t value_width() const { return padded(p_.D_v); }
 
   // The first block of elements stores, the others add.
@@ -255,19 +273,31 @@ class VectorEngine {
     for (int64_t k0 = 0; k0 < kTileKeys; k0 += kLanes<Acc>) {
       Vector<Acc> sums[kRows];
       for (Vector<Acc>& sum : sums) sum = Vector<Acc>{};
-      for (int64_t e0 = e_begin; e0 < e_end; e0 += kLanes<Acc>) {
+      const auto add_block = [&](int64_t e0, auto count) {
         ahead_.fetch(kLines / 2);
         Vector<Element> keys[kLanes<Acc>];
         for (int k = 0; k < kLanes<Acc>; ++k) {
-          keys[k] = P::load(key_tiles_[t].template row<Stored>(k0 + k) + e0 * kStep);
+          const Stored* key = key_tiles_[t].template row<Stored>(k0 + k) + e0 * kStep;
+          if constexpr (count == kLanes<Acc>) {
+            keys[k] = P::load(key);
+          } else {
+            keys[k] = P::load_half(key);
+          }
         }
         transpose(keys);
         ahead_.fetch(kLines / 2);
-        for (int i = 0; i < kLanes<Acc>; ++i) {
+        for (int i = 0; i < count; ++i) {
           for (int r = 0; r < kRows; ++r) {
             sums[r] = P::multiply_add(broadcast(query_[r * width + e0 + i]), keys[i], sums[r]);
           }
         }
+      };
+      int64_t e0 = e_begin;
+      for (; e0 + kLanes<Acc> <= e_end; e0 += kLanes<Acc>) {
+        add_block(e0, std::integral_constant<int, kLanes<Acc>>());
+      }
+      if constexpr (kStep > 1) {
+        if (e0 < e_end) add_block(e0, std::integral_constant<int, kLanes<Acc> / 2>());
       }
       for (int r = 0; r < kRows; ++r) {
         add_score(e_begin, sums[r], scores_ + r * kChunkKeys + t * kTileKeys + k0);

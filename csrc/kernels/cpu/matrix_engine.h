@@ -49,7 +49,7 @@ class MatrixEngine {
   }
 
   void find_keys() {
-    CacheTiles<BFloat16Bits>(p_, tile_, p_.key, p_.D, key_width(), key_buffer_)
+    CacheTiles<BFloat16Bits>(p_, tile_, p_.key, /*scaled=*/false, p_.D, key_width(), key_buffer_)
         .find(keys_, nullptr, key_tiles_);
     key_scales_ = find_scales(p_, tile_, p_.key, keys_, nullptr, key_scale_buffer_);
     // Products take tiles in pairs: the scores of one that is not there will be hidden.
@@ -59,9 +59,9 @@ class MatrixEngine {
   }
 
   void find_values(const bool* used) {
-    CacheTiles<BFloat16Bits>(p_, tile_, p_.value, p_.D_v, value_width(), value_buffer_)
+    CacheTiles<BFloat16Bits>(p_, tile_, p_.value, /*scaled=*/true, p_.D_v, value_width(),
+                             value_buffer_)
         .find(keys_, used, value_tiles_);
-    value_scales_ = find_scales(p_, tile_, p_.value, keys_, used, value_scale_buffer_);
     interleaved_ = false;
   }
 
@@ -83,12 +83,12 @@ class MatrixEngine {
     const KeyRange blocks{some.span.begin / kSpanKeys, some.span.end / kSpanKeys};
     for (int64_t g = 0; g < some.count; ++g) {
       float* pairs = scores(g);
-      softmax<Layout, /*kExact=*/false>(
-          kGroupRows, some.span, scale, pairs, partial.max + g * kGroupRows,
-          partial.sum + g * kGroupRows, [&](int64_t, int64_t j, const Vector<float>* w) {
-            store_pairs(w, j, value_scales_, pairs + j / 2 * kGroupRows);
-            ahead_.fetch(p_.D / 16);
-          });
+      softmax<Layout, /*kExact=*/false>(kGroupRows, some.span, scale, pairs,
+                                        partial.max + g * kGroupRows, partial.sum + g * kGroupRows,
+                                        [&](int64_t, int64_t j, const Vector<float>* w) {
+                                          store_pairs(w, pairs + j / 2 * kGroupRows);
+                                          ahead_.fetch(p_.D / 16);
+                                        });
       for (int64_t b = blocks.begin; b < blocks.end; ++b) transpose_block(weights(g, b));
     }
     if (!interleaves_by_strip() && !std::exchange(interleaved_, true)) interleave_all();
@@ -252,8 +252,8 @@ class MatrixEngine {
   uintptr_t end_;
   bool interleaved_ = false;  // all values of the chunk
   KeyTile key_tiles_[kChunkTiles], value_tiles_[kChunkTiles];
-  const float *key_scales_ = nullptr, *value_scales_ = nullptr;
-  float key_scale_buffer_[kChunkKeys], value_scale_buffer_[kChunkKeys];
+  const float* key_scales_ = nullptr;
+  float key_scale_buffer_[kChunkKeys];
 };
 
 void pack_for_matrices(const AttentionParams& p, const RowTile& tile, void* query) {

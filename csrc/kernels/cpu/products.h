@@ -20,6 +20,7 @@ struct PlainProducts {
   using Element = A;  // what a lane multiplies at once: kStep values
   static constexpr int64_t kStep = 1;
   static constexpr bool kExactWeights = true;
+  static constexpr bool kScaled = false;
 
   static Vector<Element> load(const Stored* from) { return kernels::load(from); }
 
@@ -32,24 +33,6 @@ struct PlainProducts {
   }
 };
 
-inline Vector<float> widen(const BFloat16Bits* from) {
-  HalfVector x;
-  std::memcpy(&x, from, sizeof x);
-  return (Vector<float>)(__builtin_convertvector(x, Vector<uint32_t>) << 16);
-}
-
-inline Vector<float> widen(const Float16Bits* from) {
-#if defined(__AVX512F__)
-  return (Vector<float>)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from));
-#elif defined(__F16C__)
-  return (Vector<float>)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from));
-#else
-  Vector<float> x;
-  for (int i = 0; i < kLanes<float>; ++i) x[i] = float16_to_float(from[i].bits);
-  return x;
-#endif
-}
-
 // The same, of keys and values of 16 bits.
 template <class S>
 struct WidenedProducts : PlainProducts<float> {
@@ -59,22 +42,6 @@ struct WidenedProducts : PlainProducts<float> {
 };
 
 #if defined(__AVX512BF16__)
-
-// Two vectors of values that are exact in bfloat16: 32 of them, or 16.
-inline __m512i bfloat16_at(const BFloat16Bits* from) { return _mm512_loadu_si512(from); }
-inline __m256i bfloat16_half_at(const BFloat16Bits* from) {
-  return _mm256_loadu_si256((const __m256i*)from);
-}
-
-inline __m512 float_at(const int8_t* from) {
-  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from)));
-}
-inline __m512i bfloat16_at(const int8_t* from) {
-  return (__m512i)_mm512_cvtne2ps_pbh(float_at(from + kGroupRows), float_at(from));
-}
-inline __m256i bfloat16_half_at(const int8_t* from) {
-  return (__m256i)_mm512_cvtneps_pbh(float_at(from));
-}
 
 // Puts the columns of strips of 32 in order: their first half holds every other four.
 inline void restore_columns(const AttentionParams& p, int64_t rows, const Partial<float>& total) {
@@ -103,6 +70,8 @@ struct PairProducts {
   static constexpr int64_t kStep = 2;
   static constexpr bool kExactWeights = false;
 
+  static constexpr bool kScaled = !std::is_same_v<Stored, BFloat16Bits>;  // values
+
   static Vector<Element> load(const Stored* from) { return (Vector<Element>)bfloat16_at(from); }
   static Vector<Element> load_half(const Stored* from) {  // then zeros
     return (Vector<Element>)_mm512_zextsi256_si512(bfloat16_half_at(from));
@@ -112,17 +81,19 @@ struct PairProducts {
     return (Vector<Acc>)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b);
   }
 
-  // Values of two keys side by side, for a strip of columns. A strip of 32 comes out of order.
-  static void interleave(const Stored* a, const Stored* b, Vector<Element> (&to)[1]) {
-    const __m256i first = bfloat16_half_at(a), second = bfloat16_half_at(b);
+  // A strip of two keys' values side by side, times the keys' scales. 32 columns come out of order.
+  static void interleave(const Stored* a, const Stored* b, const float* scales,
+                         Vector<Element> (&to)[1]) {
+    const __m256i first = bfloat16_half_at(a, scales), second = bfloat16_half_at(b, scales + 1);
     to[0] = side_by_side(&first, &second);
   }
   template <int kVectors>
-  static void interleave(const Stored* a, const Stored* b, Vector<Element> (&to)[kVectors]) {
+  static void interleave(const Stored* a, const Stored* b, const float* scales,
+                         Vector<Element> (&to)[kVectors]) {
     static_assert(kVectors % 2 == 0);
     for (int v = 0; v < kVectors; v += 2) {
-      const __m512i first = bfloat16_at(a + v * kGroupRows),
-                    second = bfloat16_at(b + v * kGroupRows);
+      const __m512i first = bfloat16_at(a + v * kGroupRows, scales),
+                    second = bfloat16_at(b + v * kGroupRows, scales + 1);
       to[v] = (Vector<Element>)_mm512_unpacklo_epi16(first, second);
       to[v + 1] = (Vector<Element>)_mm512_unpackhi_epi16(first, second);
     }
@@ -147,7 +118,8 @@ inline void with_stored(const AttentionParams& p, const Body& body) {
   }
 #if defined(__AVX512BF16__)
   if constexpr (std::is_same_v<Products, PairProducts<BFloat16Bits>>) {
-    if (dtype == DType::kInt8) return body(PairProducts<int8_t>());
+    if (dtype == DType::kInt8) return body(PairProducts<Int8Bits>());
+    if (dtype == DType::kFloat8E4M3) return body(PairProducts<Float8Bits>());
   }
 #endif
   body(Products());

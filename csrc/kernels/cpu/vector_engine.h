@@ -17,12 +17,11 @@ namespace {
 
 constexpr int64_t kFewRows = 8;
 
-// The weights of keys j to j + 3 in pairs of bfloat16, one vector for two keys, 16 rows apart.
-inline void store_pairs(const Vector<float>* weights, int64_t j, const float* scales, void* to) {
+// The weights of four consecutive keys in pairs of bfloat16, one vector for two keys, 16 rows
+// apart.
+inline void store_pairs(const Vector<float>* weights, void* to) {
   for (int k = 0; k < kChains; k += 2) {
-    const Vector<uint32_t> pairs =
-        scales ? bfloat16_pairs(weights[k] * scales[j + k], weights[k + 1] * scales[j + k + 1])
-               : bfloat16_pairs(weights[k], weights[k + 1]);
+    const Vector<uint32_t> pairs = bfloat16_pairs(weights[k], weights[k + 1]);
     std::memcpy(static_cast<float*>(to) + k / 2 * kGroupRows, &pairs, sizeof pairs);
   }
 }
@@ -79,7 +78,8 @@ void pack_queries(const AttentionParams& p, const RowTile& tile, bool few, void*
       const auto [head, token] = *walk;
       const int64_t offset = tile.batch * p.query_batch_stride + head * p.query_head_stride +
                              token * p.query_token_stride;
-      convert_row(source, offset, p.D, 1, reinterpret_cast<Packed*>(row), width * Products::kStep);
+      convert_row(source, offset, p.D, nullptr, reinterpret_cast<Packed*>(row),
+                  width * Products::kStep);
       ++walk;
     } else {
       std::fill_n(row, width, Element{});
@@ -124,7 +124,7 @@ class VectorEngine {
   }
 
   void find_keys() {
-    CacheTiles<Stored>(p_, tile_, p_.key, p_.D, key_width(), key_buffer_)
+    CacheTiles<Stored>(p_, tile_, p_.key, /*scaled=*/kStep == 1, p_.D, key_width(), key_buffer_)
         .find(keys_, nullptr, key_tiles_);
     if constexpr (kStep > 1) {
       key_scales_ = find_scales(p_, tile_, p_.key, keys_, nullptr, key_scale_buffer_);
@@ -132,12 +132,15 @@ class VectorEngine {
   }
 
   void find_values(const bool* used) {
-    CacheTiles<Stored>(p_, tile_, p_.value, p_.D_v, value_width(), value_buffer_)
+    CacheTiles<Stored>(p_, tile_, p_.value, /*scaled=*/!P::kScaled, p_.D_v, value_width(),
+                       value_buffer_)
         .find(keys_, used, value_tiles_);
-    if constexpr (kStep > 1) {
-      value_scales_ = find_scales(p_, tile_, p_.value, keys_, used, value_scale_buffer_);
-      if constexpr (kManyRows) interleave_values();
+    if constexpr (P::kScaled) {
+      if (!find_scales(p_, tile_, p_.value, keys_, used, value_scales_)) {
+        std::fill_n(value_scales_, kChunkKeys, 1.f);
+      }
     }
+    if constexpr (kStep > 1 && kManyRows) interleave_values();
   }
 
   const KeyTile* key_tiles() const { return key_tiles_; }
@@ -308,7 +311,7 @@ class VectorEngine {
   template <int kVectors>
   static void interleave_strip(const Stored* a, const Stored* b, Element* to) {
     Vector<Element> pairs[kVectors];
-    P::interleave(a, b, pairs);
+    P::interleave(a, b, /*scales=*/nullptr, pairs);
     for (int v = 0; v < kVectors; ++v) store(to + v * kGroupRows, pairs[v]);
   }
 
@@ -337,7 +340,7 @@ class VectorEngine {
     } else if constexpr (kStep == 1) {
       for (int k = 0; k < kChains; ++k) store(weights + (j + k) * kGroupRows + r, w[k]);
     } else {
-      store_pairs(w, j, value_scales_, weights + j / kStep * kGroupRows + r);
+      store_pairs(w, weights + j / kStep * kGroupRows + r);
     }
   }
 
@@ -345,7 +348,6 @@ class VectorEngine {
     if constexpr (kStep == 1) {
       store(row + j, w);
     } else {
-      if (value_scales_) w *= load(value_scales_ + j);
       const auto rounded = __builtin_convertvector(bfloat16_of(w), HalfVector);
       std::memcpy(row + j / kStep, &rounded, sizeof rounded);
     }
@@ -411,7 +413,7 @@ class VectorEngine {
       for (; s < end; ++s, from += tile.stride * kTileRowsPerStep) {
         ahead_.fetch(kManyRows ? 1 : std::max<int64_t>(kBytes / kLine, 1));
         Vector<Element> value[kColumns];
-        load_values(from, tile.stride, value);
+        load_values(s, from, tile.stride, value);
         for (int r = 0; r < kRows; ++r) {
           const Vector<Element> weight = broadcast(
               element_at<Element>(weights, r * Layout::kRowStride + s * Layout::kKeyStride));
@@ -427,15 +429,16 @@ class VectorEngine {
   }
 
   template <int kColumns>
-  static void load_values(const char* from, [[maybe_unused]] int64_t stride,
-                          Vector<Element> (&to)[kColumns]) {
+  void load_values([[maybe_unused]] int64_t step, const char* from, [[maybe_unused]] int64_t stride,
+                   Vector<Element> (&to)[kColumns]) const {
     const Value* row = reinterpret_cast<const Value*>(from);
     if constexpr (kStep == 1) {
       for (int c = 0; c < kColumns; ++c) to[c] = P::load(row + c * kLanes<Acc>);
     } else if constexpr (kManyRows) {
       for (int c = 0; c < kColumns; ++c) to[c] = load(row + c * kLanes<Acc>);
     } else {
-      P::interleave(row, reinterpret_cast<const Value*>(from + stride), to);
+      P::interleave(row, reinterpret_cast<const Value*>(from + stride), value_scales_ + 2 * step,
+                    to);
     }
   }
 
@@ -450,8 +453,8 @@ class VectorEngine {
   Partial<Acc> spare_;
   uintptr_t end_;
   KeyTile key_tiles_[kChunkTiles], value_tiles_[kChunkTiles];
-  const Acc *key_scales_ = nullptr, *value_scales_ = nullptr;  // of codes that became bfloat16
-  float key_scale_buffer_[kChunkKeys], value_scale_buffer_[kChunkKeys];
+  const Acc* key_scales_ = nullptr;  // of codes that became bfloat16
+  float key_scale_buffer_[kChunkKeys], value_scales_[kChunkKeys];
 };
 
 template <class Products>

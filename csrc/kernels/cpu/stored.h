@@ -1,0 +1,146 @@
+// Keys and values as caches store them, and vectors of them.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+
+#include "../formats.h"
+#include "simd.h"
+
+namespace mqa::kernels::cpu {
+namespace {
+
+struct BFloat16Bits {
+  uint16_t bits;
+};
+struct Float16Bits {
+  uint16_t bits;
+};
+struct Int8Bits {
+  int8_t bits;
+};
+struct Float8Bits {
+  uint8_t bits;
+};
+
+template <class Stored>
+constexpr DType kDTypeOf = DType::kFloat64;
+template <>
+constexpr DType kDTypeOf<float> = DType::kFloat32;
+template <>
+constexpr DType kDTypeOf<BFloat16Bits> = DType::kBFloat16;
+template <>
+constexpr DType kDTypeOf<Float16Bits> = DType::kFloat16;
+template <>
+constexpr DType kDTypeOf<Int8Bits> = DType::kInt8;
+template <>
+constexpr DType kDTypeOf<Float8Bits> = DType::kFloat8E4M3;
+
+inline Vector<float> widen(const BFloat16Bits* from) {
+  HalfVector x;
+  std::memcpy(&x, from, sizeof x);
+  return (Vector<float>)(__builtin_convertvector(x, Vector<uint32_t>) << 16);
+}
+
+inline Vector<float> widen(const Float16Bits* from) {
+#if defined(__AVX512F__)
+  return (Vector<float>)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from));
+#elif defined(__F16C__)
+  return (Vector<float>)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from));
+#else
+  Vector<float> x;
+  for (int i = 0; i < kLanes<float>; ++i) x[i] = float16_to_float(from[i].bits);
+  return x;
+#endif
+}
+
+#if defined(__AVX512BF16__)
+
+// bfloat16 holds codes of 8 bits exactly; times a scale they are rounded.
+
+// The codes in the lower half of each 16 bits.
+inline __m512i bfloat16_of_float8(__m512i codes) {
+  alignas(64) static constexpr uint16_t kSubnormal[32] = {0,      0x3b00, 0x3b80, 0x3bc0,
+                                                          0x3c00, 0x3c20, 0x3c40, 0x3c60};
+  const __m512i magnitude = _mm512_and_si512(codes, _mm512_set1_epi16(0x7f));
+  __m512i x = _mm512_add_epi16(_mm512_slli_epi16(magnitude, 4), _mm512_set1_epi16(0x3c00));
+  x = _mm512_mask_permutexvar_epi16(x, _mm512_cmplt_epi16_mask(magnitude, _mm512_set1_epi16(8)),
+                                    magnitude, _mm512_load_si512(kSubnormal));
+  const __mmask32 is_nan = _mm512_cmpeq_epi16_mask(magnitude, _mm512_set1_epi16(0x7f));
+  x = _mm512_mask_mov_epi16(x, is_nan, _mm512_set1_epi16(0x7fc0));
+  return _mm512_or_si512(x, _mm512_slli_epi16(_mm512_srli_epi16(codes, 7), 15));
+}
+
+inline __m512 widen(__m256i bfloat16) {
+  return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bfloat16), 16);
+}
+
+struct Floats {
+  __m512 low, high;
+};
+
+// 16 values; 32 values.
+inline __m512 float_at(const Int8Bits* from) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from)));
+}
+inline Floats floats_at(const Int8Bits* from) { return {float_at(from), float_at(from + 16)}; }
+inline __m512i bfloat16_at(const Int8Bits* from) {
+  return (__m512i)_mm512_cvtne2ps_pbh(float_at(from + 16), float_at(from));
+}
+inline __m256i bfloat16_half_at(const Int8Bits* from) {
+  return (__m256i)_mm512_cvtneps_pbh(float_at(from));
+}
+
+inline __m512i bfloat16_at(const Float8Bits* from) {
+  return bfloat16_of_float8(_mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)from)));
+}
+inline __m256i bfloat16_half_at(const Float8Bits* from) {
+  const __m256i codes = _mm256_zextsi128_si256(_mm_loadu_si128((const __m128i*)from));
+  return _mm512_castsi512_si256(bfloat16_of_float8(_mm512_cvtepu8_epi16(codes)));
+}
+inline __m512 float_at(const Float8Bits* from) { return widen(bfloat16_half_at(from)); }
+inline Floats floats_at(const Float8Bits* from) {
+  const __m512i x = bfloat16_at(from);
+  return {widen(_mm512_castsi512_si256(x)), widen(_mm512_extracti64x4_epi64(x, 1))};
+}
+
+template <class Code>
+inline __m512i bfloat16_at(const Code* from, const float* scale) {
+  const __m512 factor = _mm512_set1_ps(*scale);
+  const Floats x = floats_at(from);
+  return (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(x.high, factor), _mm512_mul_ps(x.low, factor));
+}
+template <class Code>
+inline __m256i bfloat16_half_at(const Code* from, const float* scale) {
+  return (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(float_at(from), _mm512_set1_ps(*scale)));
+}
+
+// What is bfloat16 already has no scale.
+inline __m512i bfloat16_at(const BFloat16Bits* from, const float* = nullptr) {
+  return _mm512_loadu_si512(from);
+}
+inline __m256i bfloat16_half_at(const BFloat16Bits* from, const float* = nullptr) {
+  return _mm256_loadu_si256((const __m256i*)from);
+}
+
+// to[i] = scale * from[i] as bfloat16; without a scale, null, from[i].
+template <class Code>
+inline void narrow_codes(const Code* from, int64_t width, const float* scale, BFloat16Bits* to) {
+  constexpr int64_t kHalf = 16;
+  const auto half_at = [&](const Code* codes) {
+    return scale ? bfloat16_half_at(codes, scale) : bfloat16_half_at(codes);
+  };
+  int64_t i = 0;
+  for (; i + kHalf <= width; i += kHalf) _mm256_storeu_si256((__m256i*)(to + i), half_at(from + i));
+  if (i < width) {
+    Code rest[kHalf] = {};
+    std::copy(from + i, from + width, rest);
+    const __m256i half = half_at(rest);
+    std::memcpy(to + i, &half, (width - i) * sizeof *to);
+  }
+}
+
+#endif
+
+}  // namespace
+}  // namespace mqa::kernels::cpu

@@ -10,16 +10,20 @@
 namespace mqa::kernels::cpu {
 namespace {
 
-// Fetches keys and values into L2 before they are needed, a few lines at a time between pieces of
-// work: memory is never idle, and work need not wait for a place in the queue to it. The engines
-// ask for about as many lines as they read.
+// A lead of whole pieces of work.
+constexpr int64_t kWholeLead = 2 * kChunkKeys;
+
+// Fetches keys and values into the cache before they are needed, a few lines at a time between
+// pieces of work: memory is never idle, and work need not wait for a place in the queue to it. The
+// engines ask for about as many lines as they read.
 //
 // It goes through the rows of a piece of work, keys and then values, from the lead on, which is
-// there already, and through the lead of the next one.
+// there already, and through the lead of the next one. A short lead goes into L1.
+template <int64_t kLead>
 class Ahead {
  public:
-  Ahead(const AttentionParams& p, const Work& work, const Work& next, int64_t lead)
-      : p_(p), works_{work, next}, pieces_(pieces(lead)) {
+  Ahead(const AttentionParams& p, const Work& work, const Work& next)
+      : p_(p), works_{work, next}, pieces_(pieces()) {
     next_runs();
   }
 
@@ -42,7 +46,8 @@ class Ahead {
   static constexpr int64_t kLine = 64;
 
   [[gnu::always_inline]] void fetch_line(int64_t i) const {
-    __builtin_prefetch(line_ + i * kLine, /*write=*/0, /*to L2=*/2);
+    constexpr int kToL1 = 3, kToL2 = 2;
+    __builtin_prefetch(line_ + i * kLine, /*write=*/0, kLead < kWholeLead ? kToL1 : kToL2);
   }
 
   [[gnu::noinline]] void fetch_from_runs(int64_t lines) {
@@ -59,14 +64,14 @@ class Ahead {
     }
   }
 
-  std::array<KeyRange, 4> pieces(int64_t lead) const {
+  std::array<KeyRange, 4> pieces() const {
     const KeyRange now = works_[0].keys, then = works_[1].keys;
     const int64_t count = now.end - now.begin, next_count = then.end - then.begin;
-    const int64_t next_keys = std::min(lead, next_count);
-    return {KeyRange{now.begin + std::min(lead, count), now.end},
-            KeyRange{now.begin + std::clamp<int64_t>(lead - count, 0, count), now.end},
+    const int64_t next_keys = std::min(kLead, next_count);
+    return {KeyRange{now.begin + std::min(kLead, count), now.end},
+            KeyRange{now.begin + std::clamp<int64_t>(kLead - count, 0, count), now.end},
             KeyRange{then.begin, then.begin + next_keys},
-            KeyRange{then.begin, then.begin + std::min(lead - next_keys, next_count)}};
+            KeyRange{then.begin, then.begin + std::min(kLead - next_keys, next_count)}};
   }
 
   // The next rows at one distance in memory, which are one run if nothing lies between them.

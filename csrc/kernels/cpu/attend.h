@@ -54,12 +54,9 @@ class Pieces {
   uintptr_t next_;
 };
 
-// Of keys and values: all of a piece of work.
-constexpr int64_t kWholeLead = 2 * kChunkKeys;
-
 // An Engine provides
 //   Acc, Layout (of scores), kGroups (that it takes at once), kSpanKeys (a span's multiple)
-//   kLead (see Ahead)
+//   kLead (of Ahead)
 //   Engine(params, work, next, query, scratch)
 //   find_keys(), find_values(used)     used: null, or a flag for each slot of the chunk
 //   score(groups)                      query . key for the span
@@ -180,6 +177,11 @@ class Attend {
   Engine engine_;
   const Partial<Acc>& partial_;
 };
+
+template <int64_t kLead>
+void fetch_lead(const AttentionParams& p, const Work& work) {
+  Ahead<kLead>(p, {}, work).fetch_all();
+}
 
 template <class Engine>
 void attend(const AttentionParams& p, const Work& work, const Work& next, const void* query,

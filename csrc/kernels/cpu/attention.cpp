@@ -10,7 +10,6 @@
 #include <algorithm>
 #include <utility>
 
-#include "ahead.h"
 #include "buffer.h"
 #include "tile.h"
 
@@ -135,7 +134,7 @@ void attend_items(const AttentionParams& p, const Threads& threads, const Items&
       return items.work(items[item], items.chunks(items[item]).begin);
     };
     Work next = first_work(begin);
-    Ahead(p, {}, next, ops.lead(next.tile)).fetch_all();
+    ops.fetch_lead(p, next);
     for (int64_t i = begin, count; i < end; i += count) {
       count = items.together(i, end);
       const KeyRange chunks = items.chunks(items[i]);
@@ -183,7 +182,7 @@ void attend_chunks(const AttentionParams& p, const Threads& threads, const Items
         return items.work(tile, items.chunks(tile).begin + first + i % wave);
       };
       Work next = work_at(begin);
-      Ahead(p, {}, next, ops.lead(next.tile)).fetch_all();
+      ops.fetch_lead(p, next);
       int64_t packed = -1;
       for (int64_t i = begin; i < end; ++i) {
         const Work work = std::exchange(next, work_at(i + 1));

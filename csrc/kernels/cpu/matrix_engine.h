@@ -30,7 +30,7 @@ class MatrixEngine {
       : p_(p),
         tile_(work.tile),
         keys_(work.keys),
-        ahead_(p, work, next, kLead),
+        ahead_(p, work, next),
         query_(static_cast<const uint32_t*>(query)) {
     Pieces pieces(scratch);
     key_buffer_ = pieces.take<BFloat16Bits>(kChunkKeys * key_width());
@@ -243,7 +243,7 @@ class MatrixEngine {
   const AttentionParams& p_;
   const RowTile& tile_;
   KeyRange keys_;
-  Ahead ahead_;
+  Ahead<kLead> ahead_;
   const uint32_t* query_;
   BFloat16Bits *key_buffer_, *value_buffer_;
   uint32_t* values_;
@@ -270,7 +270,7 @@ constexpr TileOps<float> kMatrixOps{
     query_size<PairProducts<BFloat16Bits>>,
     MatrixEngine::scratch_size,
     pack_for_matrices,
-    [](const RowTile&) { return MatrixEngine::kLead; },
+    fetch_lead<MatrixEngine::kLead>,
     attend_by_matrices,
     clear<float>,
     fold<float>,

@@ -44,11 +44,10 @@ struct TileOps {
 
   void (*pack_queries)(const AttentionParams&, const RowTile&, void* query);
 
-  // How many rows of a piece of work, keys and then values, it wants to find in the cache.
-  int64_t (*lead)(const RowTile&);
+  // Fetches into the cache what `attend` wants to find there when it begins: the work's lead.
+  void (*fetch_lead)(const AttentionParams&, const Work&);
 
-  // Overwrites `partial`; each key is seen by some row. The lead of `next` is fetched into the
-  // cache for the next call.
+  // Overwrites `partial`; each key is seen by some row. Fetches the lead of `next`.
   void (*attend)(const AttentionParams&, const Work&, const Work& next, const void* query,
                  void* scratch, const Partial<Acc>& partial);
 

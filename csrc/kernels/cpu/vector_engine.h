@@ -106,7 +106,7 @@ class VectorEngine {
       : p_(p),
         tile_(work.tile),
         keys_(work.keys),
-        ahead_(p, work, next, kLead),
+        ahead_(p, work, next),
         query_(static_cast<const Element*>(query)) {
     Pieces pieces(scratch);
     key_buffer_ = pieces.take<Stored>(kChunkKeys * key_width());
@@ -445,7 +445,7 @@ class VectorEngine {
   const AttentionParams& p_;
   const RowTile& tile_;
   KeyRange keys_;
-  Ahead ahead_;
+  Ahead<kLead> ahead_;
   const Element* query_;
   Stored *key_buffer_, *value_buffer_;
   Element* pairs_ = nullptr;
@@ -463,9 +463,9 @@ void pack_for_vectors(const AttentionParams& p, const RowTile& tile, void* query
 }
 
 template <class Products>
-int64_t lead(const RowTile& tile) {
-  return few(tile) ? VectorEngine<Products, KeysInLanes>::kLead
-                   : VectorEngine<Products, RowsInLanes>::kLead;
+void fetch_lead_of(const AttentionParams& p, const Work& work) {
+  few(work.tile) ? fetch_lead<VectorEngine<Products, KeysInLanes>::kLead>(p, work)
+                 : fetch_lead<VectorEngine<Products, RowsInLanes>::kLead>(p, work);
 }
 
 // Few rows or many, by the tile. Few need each key and value once, which is read as it is stored;
@@ -485,7 +485,7 @@ void attend_by_vectors(const AttentionParams& p, const Work& work, const Work& n
 template <class Products>
 constexpr TileOps<typename Products::Acc> kVectorOps{
     query_size<Products>,         VectorEngine<Products, RowsInLanes>::scratch_size,
-    pack_for_vectors<Products>,   lead<Products>,
+    pack_for_vectors<Products>,   fetch_lead_of<Products>,
     attend_by_vectors<Products>,  clear<typename Products::Acc>,
     fold<typename Products::Acc>, Products::finish,
 };

@@ -111,7 +111,8 @@ class VectorEngine {
     Pieces pieces(scratch);
     key_buffer_ = pieces.take<Stored>(kChunkKeys * key_width());
     value_buffer_ = pieces.take<Stored>(kChunkKeys * value_width());
-    if constexpr (kStep > 1 && kManyRows) pairs_ = pieces.take<Element>(kChunkKeys / kStep * value_width());
+    if constexpr (kStep > 1 && kManyRows)
+      pairs_ = pieces.take<Element>(kChunkKeys / kStep * value_width());
     scores_ = pieces.take<Acc>(kGroups * kGroupScores);
     spare_ = {pieces.take<Acc>(kGroupRows * value_width()), pieces.take<Acc>(kGroupRows),
               pieces.take<Acc>(kGroupRows)};

@@ -160,13 +160,9 @@ class MatrixEngine {
       ahead_.fetch(2);
       const BFloat16Bits *a = tile.row<BFloat16Bits>(j) + column,
                          *b = tile.row<BFloat16Bits>(j + 1) + column;
-      if constexpr (kColumns == 1) {
-        store(to, side_by_side(a, b));
-      } else {
-        const __m512i first = _mm512_loadu_si512(a), second = _mm512_loadu_si512(b);
-        _mm512_storeu_si512(to, _mm512_unpacklo_epi16(first, second));
-        _mm512_storeu_si512(to + kBlockPairs, _mm512_unpackhi_epi16(first, second));
-      }
+      Vector<uint32_t> pairs[kColumns];
+      PairProducts<BFloat16Bits>::interleave(a, b, pairs);
+      for (int c = 0; c < kColumns; ++c) store(to + c * kBlockPairs, pairs[c]);
     }
   }
 

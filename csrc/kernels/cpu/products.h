@@ -60,6 +60,8 @@ inline void restore_columns(const AttentionParams& p, int64_t rows, const Partia
   }
 }
 
+constexpr float kUnscaled[2] = {1, 1};
+
 // Pairs of bfloat16, summed in float32: neighbours in a key, and two keys' values.
 template <class S>
 struct PairProducts {
@@ -69,7 +71,6 @@ struct PairProducts {
   using Element = uint32_t;
   static constexpr int64_t kStep = 2;
   static constexpr bool kExactWeights = false;
-
   static constexpr bool kScaled = !std::is_same_v<Stored, BFloat16Bits>;  // values
 
   static Vector<Element> load(const Stored* from) { return (Vector<Element>)bfloat16_at(from); }
@@ -82,14 +83,14 @@ struct PairProducts {
   }
 
   // A strip of two keys' values side by side, times the keys' scales. 32 columns come out of order.
-  static void interleave(const Stored* a, const Stored* b, const float* scales,
-                         Vector<Element> (&to)[1]) {
+  static void interleave(const Stored* a, const Stored* b, Vector<Element> (&to)[1],
+                         const float* scales = kUnscaled) {
     const __m256i first = bfloat16_half_at(a, scales), second = bfloat16_half_at(b, scales + 1);
     to[0] = side_by_side(&first, &second);
   }
   template <int kVectors>
-  static void interleave(const Stored* a, const Stored* b, const float* scales,
-                         Vector<Element> (&to)[kVectors]) {
+  static void interleave(const Stored* a, const Stored* b, Vector<Element> (&to)[kVectors],
+                         const float* scales = kUnscaled) {
     static_assert(kVectors % 2 == 0);
     for (int v = 0; v < kVectors; v += 2) {
       const __m512i first = bfloat16_at(a + v * kGroupRows, scales),

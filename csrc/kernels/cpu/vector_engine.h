@@ -312,7 +312,7 @@ class VectorEngine {
   template <int kVectors>
   static void interleave_strip(const Stored* a, const Stored* b, Element* to) {
     Vector<Element> pairs[kVectors];
-    P::interleave(a, b, /*scales=*/nullptr, pairs);
+    P::interleave(a, b, pairs);
     for (int v = 0; v < kVectors; ++v) store(to + v * kGroupRows, pairs[v]);
   }
 
@@ -438,8 +438,8 @@ class VectorEngine {
     } else if constexpr (kManyRows) {
       for (int c = 0; c < kColumns; ++c) to[c] = load(row + c * kLanes<Acc>);
     } else {
-      P::interleave(row, reinterpret_cast<const Value*>(from + stride), value_scales_ + 2 * step,
-                    to);
+      P::interleave(row, reinterpret_cast<const Value*>(from + stride), to,
+                    value_scales_ + 2 * step);
     }
   }
 

@@ -22,7 +22,7 @@ struct PlainProducts {
   static constexpr bool kExactWeights = true;
   static constexpr bool kScaled = false;
 
-  static Vector<Element> load(const Stored* from) { return kernels::load(from); }
+  static Vector<Element> widen(Bytes<kVectorBytes> stored) { return (Vector<Element>)stored; }
 
   static Vector<Acc> multiply_add(Vector<Element> a, Vector<Element> b, Vector<Acc> c) {
     return kernels::multiply_add(a, b, c);
@@ -38,7 +38,7 @@ template <class S>
 struct WidenedProducts : PlainProducts<float> {
   using Stored = S;
 
-  static Vector<Element> load(const Stored* from) { return widen(from); }
+  static Vector<Element> widen(StoredLanes<S> stored) { return cpu::widen(stored, S()); }
 };
 
 #if defined(__AVX512BF16__)
@@ -73,9 +73,8 @@ struct PairProducts {
   static constexpr bool kExactWeights = false;
   static constexpr bool kScaled = !std::is_same_v<Stored, BFloat16Bits>;  // values
 
-  static Vector<Element> load(const Stored* from) { return (Vector<Element>)bfloat16_at(from); }
-  static Vector<Element> load_half(const Stored* from) {  // then zeros
-    return (Vector<Element>)_mm512_zextsi256_si512(bfloat16_half_at(from));
+  static Vector<Element> widen(Bytes<kLanes<Acc> * kStep * sizeof(Stored)> stored) {
+    return (Vector<Element>)as_bfloat16(stored, Stored());
   }
 
   static Vector<Acc> multiply_add(Vector<Element> a, Vector<Element> b, Vector<Acc> c) {

@@ -109,45 +109,6 @@ inline auto max_lanes(V x) {
   }
 }
 
-// Runs of kRun lanes of a and b in turn, from the lower or upper half of each 16 bytes.
-template <int kRun, bool kUpper, class V, int... i>
-inline V interleave_runs(V a, V b, std::integer_sequence<int, i...>) {
-  constexpr int n = sizeof...(i), part = 16 * n / sizeof(V);
-  return __builtin_shufflevector(a, b,
-                                 (i / part * part + kUpper * part / 2 + i % part / kRun / 2 * kRun +
-                                  i % kRun + (i / kRun % 2 ? n : 0))...);
-}
-
-// Every other 16 bytes of a, then of b.
-template <bool kOdd, class V, int... i>
-inline V every_other_part(V a, V b, std::integer_sequence<int, i...>) {
-  constexpr int n = sizeof...(i), part = 16 * n / sizeof(V);
-  return __builtin_shufflevector(a, b, (2 * (i / part * part) + kOdd * part + i % part)...);
-}
-
-// Transposes as many vectors as each has lanes. Its shuffles are those that machines do fastest.
-template <int kStep = 1, class V>
-inline void transpose(V* x) {
-  constexpr int n = sizeof(V) / sizeof(x[0][0]), part = 16 * n / sizeof(V);
-  constexpr std::make_integer_sequence<int, n> lanes;
-  if constexpr (kStep < n) {
-    for (int i = 0; i < n; ++i) {
-      if (i & kStep) continue;
-      const V a = x[i], b = x[i + kStep];
-      if constexpr (kStep < part) {
-        x[i] = interleave_runs<kStep, false>(a, b, lanes);
-        x[i + kStep] = interleave_runs<kStep, true>(a, b, lanes);
-      } else {
-        x[i] = every_other_part<false>(a, b, lanes);
-        x[i + kStep] = every_other_part<true>(a, b, lanes);
-      }
-    }
-    transpose<kStep * 2>(x);
-  } else if constexpr (part == 4) {  // the interleaved ones have changed places
-    for (int i = 0; i < n; i += part) std::swap(x[i + 1], x[i + 2]);
-  }
-}
-
 // 2^x for x <= 0: exactly 1 at 0 and exactly 0 below the smallest normal number; NaN stays NaN.
 // x = n + r with an integer n and 0 <= r <= 1; 2^r by a polynomial with the least relative error,
 // which is 9e-8 for kExact and 3e-6, enough for weights that are rounded to 16 bits, without.

@@ -5,7 +5,7 @@
 #include <cstring>
 
 #include "../formats.h"
-#include "simd.h"
+#include "transpose.h"
 
 namespace mqa::kernels::cpu {
 namespace {
@@ -36,21 +36,24 @@ constexpr DType kDTypeOf<Int8Bits> = DType::kInt8;
 template <>
 constexpr DType kDTypeOf<Float8Bits> = DType::kFloat8E4M3;
 
-inline Vector<float> widen(const BFloat16Bits* from) {
-  HalfVector x;
-  std::memcpy(&x, from, sizeof x);
-  return (Vector<float>)(__builtin_convertvector(x, Vector<uint32_t>) << 16);
+// As many values as Vector<float> has lanes.
+template <class Stored>
+using StoredLanes = Bytes<static_cast<int>(sizeof(Stored)) * kLanes<float>>;
+
+inline Vector<float> widen(StoredLanes<BFloat16Bits> x, BFloat16Bits) {
+  return (Vector<float>)(__builtin_convertvector((HalfVector)x, Vector<uint32_t>) << 16);
 }
 
-inline Vector<float> widen(const Float16Bits* from) {
+inline Vector<float> widen(StoredLanes<Float16Bits> x, Float16Bits) {
 #if defined(__AVX512F__)
-  return (Vector<float>)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from));
+  return (Vector<float>)_mm512_cvtph_ps((__m256i)x);
 #elif defined(__F16C__)
-  return (Vector<float>)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from));
+  return (Vector<float>)_mm256_cvtph_ps((__m128i)x);
 #else
-  Vector<float> x;
-  for (int i = 0; i < kLanes<float>; ++i) x[i] = float16_to_float(from[i].bits);
-  return x;
+  const auto halves = (HalfVector)x;
+  Vector<float> floats;
+  for (int i = 0; i < kLanes<float>; ++i) floats[i] = float16_to_float(halves[i]);
+  return floats;
 #endif
 }
 
@@ -75,18 +78,30 @@ inline __m512 widen(__m256i bfloat16) {
   return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bfloat16), 16);
 }
 
+inline __m512 float_of_int8(__m128i codes) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes));
+}
+
 struct Floats {
   __m512 low, high;
 };
 
+// 32 values in registers.
+inline __m512i as_bfloat16(Bytes<64> values, BFloat16Bits) { return (__m512i)values; }
+inline __m512i as_bfloat16(Bytes<32> codes, Int8Bits) {
+  const __m128i low = _mm256_castsi256_si128((__m256i)codes),
+                high = _mm256_extracti128_si256((__m256i)codes, 1);
+  return (__m512i)_mm512_cvtne2ps_pbh(float_of_int8(high), float_of_int8(low));
+}
+inline __m512i as_bfloat16(Bytes<32> codes, Float8Bits) {
+  return bfloat16_of_float8(_mm512_cvtepu8_epi16((__m256i)codes));
+}
+
 // 16 values; 32 values.
 inline __m512 float_at(const Int8Bits* from) {
-  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from)));
+  return float_of_int8(_mm_loadu_si128((const __m128i*)from));
 }
 inline Floats floats_at(const Int8Bits* from) { return {float_at(from), float_at(from + 16)}; }
-inline __m512i bfloat16_at(const Int8Bits* from) {
-  return (__m512i)_mm512_cvtne2ps_pbh(float_at(from + 16), float_at(from));
-}
 inline __m256i bfloat16_half_at(const Int8Bits* from) {
   return (__m256i)_mm512_cvtneps_pbh(float_at(from));
 }

@@ -61,19 +61,22 @@ void transpose_rows(const Element* rows, int64_t width, Element* to) {
   }
 }
 
-// To [row][elements] for few rows, else to [group][element][row in group].
+// How many rows the packed queries of few rows hold.
+inline int64_t few_rows(const RowTile& tile) { return std::bit_ceil<uint64_t>(tile.rows); }
+
+// To [element][few_rows] for few rows, else to [group][element][row in group].
 template <class Products>
 void pack_queries(const AttentionParams& p, const RowTile& tile, bool few, void* query) {
   using Element = typename Products::Element;
   using Packed = typename Products::Packed;
   const int64_t width = elements<Products>(p.D);
-  const int64_t rows = few ? kFewRows : whole_tiles({0, tile.rows}, kGroupRows).end;
+  const int64_t rows = few ? few_rows(tile) : whole_tiles({0, tile.rows}, kGroupRows).end;
   Element* packed = static_cast<Element*>(query);
   Element* group = packed + kTileRows * width;  // 16 rows that are to be transposed
   const Cache source{const_cast<void*>(p.query), p.dtype, 0, 0, 0, {}};
   RowWalk walk(p, tile, 0);
   for (int64_t r = 0; r < rows; ++r) {
-    Element* row = few ? packed + r * width : group + r % kGroupRows * width;
+    Element* row = group + r % kGroupRows * width;
     if (r < tile.rows) {
       const auto [head, token] = *walk;
       const int64_t offset = tile.batch * p.query_batch_stride + head * p.query_head_stride +
@@ -88,6 +91,9 @@ void pack_queries(const AttentionParams& p, const RowTile& tile, bool few, void*
       transpose_rows(group, width, packed + r / kGroupRows * kGroupRows * width);
     }
   }
+  for (int64_t e = 0; few && e < width; ++e) {
+    for (int64_t r = 0; r < rows; ++r) packed[e * rows + r] = group[r * width + e];
+  }
   clear_upper_lanes();
 }
 
@@ -99,7 +105,7 @@ class VectorEngine {
   static constexpr int64_t kGroups = kVectorRegisters == 32 ? 4 : 1;
   static constexpr int64_t kSpanKeys = kTileKeys;
   // Few rows take time to come to a key; many first copy them all.
-  static constexpr int64_t kLead = Layout::kRowStride == 1 ? kWholeLead : 64;
+  static constexpr int64_t kLead = Layout::kRowStride == 1 ? kWholeLead : 48;
 
   VectorEngine(const AttentionParams& p, const Work& work, const Work& next, const void* query,
                void* scratch)
@@ -153,16 +159,15 @@ class VectorEngine {
   const Partial<Acc>& spare() const { return spare_; }
 
   void score(const RowGroups& some) {
-    const int64_t width = key_elements();
-    for (int64_t t = some.span.begin / kTileKeys; t < some.span.end / kTileKeys; ++t) {
-      for (int64_t e = 0; e < width; e += kChain) {
-        const int64_t end = std::min(e + kChain, width);
-        if constexpr (!kManyRows) {
-          score_rows<kFewRows>(t, e, end);
-        } else {
-          score_count<kGroups>(some, t, e, end);
+    if constexpr (kManyRows) {
+      const int64_t width = key_elements();
+      for (int64_t t = some.span.begin / kTileKeys; t < some.span.end / kTileKeys; ++t) {
+        for (int64_t e = 0; e < width; e += kChain) {
+          score_count<kGroups>(some, t, e, std::min(e + kChain, width));
         }
       }
+    } else {
+      score_rows<kFewRows>(some.span);
     }
   }
 
@@ -259,52 +264,74 @@ class VectorEngine {
     }
   }
 
-  // score_few of as many rows as there are, rounded up to a power of two
+  // score_few for as many rows as there are, rounded up to a power of two
   template <int kRows>
-  void score_rows(int64_t t, int64_t e_begin, int64_t e_end) {
+  void score_rows(KeyRange span) {
     if constexpr (kRows > 1) {
-      if (tile_.rows <= kRows / 2) return score_rows<kRows / 2>(t, e_begin, e_end);
+      if (tile_.rows <= kRows / 2) return score_rows<kRows / 2>(span);
     }
-    score_few<kRows>(t, e_begin, e_end);
+    constexpr int kCount = kSums / kRows > 1 ? 2 : 1;  // vectors of keys that share the queries
+    int64_t key = span.begin;
+    for (; key + kCount * kLanes<Acc> <= span.end; key += kCount * kLanes<Acc>) {
+      score_few<kRows, kCount>(key);
+    }
+    if (key < span.end) score_few<kRows, 1>(key);
   }
 
-  template <int kRows>
-  void score_few(int64_t t, int64_t e_begin, int64_t e_end) {
-    // As many as are read, in two parts: too many at once hold up what follows.
-    constexpr int64_t kLines =
-        std::max<int64_t>(kLanes<Acc> * kLanes<Acc> * kStep * sizeof(Stored) / kLine, 2);
-    const int64_t width = elements<P>(p_.D);
-    for (int64_t k0 = 0; k0 < kTileKeys; k0 += kLanes<Acc>) {
-      Vector<Acc> sums[kRows];
-      for (Vector<Acc>& sum : sums) sum = Vector<Acc>{};
-      const auto add_block = [&](int64_t e0, auto count) {
-        ahead_.fetch(kLines / 2);
-        Vector<Element> keys[kLanes<Acc>];
-        for (int k = 0; k < kLanes<Acc>; ++k) {
-          const Stored* key = key_tiles_[t].template row<Stored>(k0 + k) + e0 * kStep;
-          if constexpr (count == kLanes<Acc>) {
-            keys[k] = P::load(key);
-          } else {
-            keys[k] = P::load_half(key);
-          }
-        }
-        transpose(keys);
-        ahead_.fetch(kLines / 2);
-        for (int i = 0; i < count; ++i) {
-          for (int r = 0; r < kRows; ++r) {
-            sums[r] = P::multiply_add(broadcast(query_[r * width + e0 + i]), keys[i], sums[r]);
-          }
-        }
-      };
-      int64_t e0 = e_begin;
-      for (; e0 + kLanes<Acc> <= e_end; e0 += kLanes<Acc>) {
-        add_block(e0, std::integral_constant<int, kLanes<Acc>>());
+  template <int kRows, int kCount>
+  void score_few(int64_t key) {
+    constexpr int kWhole = 16 / sizeof(Element);  // of which less is not loaded at once
+    // Elements of a key that are loaded together, as many as the registers have room for.
+    constexpr int kRun = kCount * (kLanes<Acc> / 2 + kRows) < kVectorRegisters
+                             ? std::max(kLanes<Acc> / 2, kWhole)
+                             : kWhole;
+    constexpr int kRuns = kLanes<Acc> / kRun;
+    constexpr int kBytes = kLanes<Acc> * kStep * sizeof(Stored);  // of a vector
+    // As many lines as are read, in two parts: too many at once hold up what follows.
+    constexpr int64_t kLines = std::max<int64_t>(kCount * kRun * kBytes / kLine, 2);
+    const int64_t width = key_elements();
+    const char* rows[kCount];
+    int64_t strides[kCount];
+    for (int c = 0; c < kCount; ++c) {
+      const int64_t first = key + c * kLanes<Acc>;
+      const KeyTile& tile = key_tiles_[first / kTileKeys];
+      rows[c] = tile.template row<char>(first % kTileKeys);
+      strides[c] = tile.stride;
+    }
+    for (int64_t e_begin = 0; e_begin < width; e_begin += kChain) {
+      const int64_t e_end = std::min(e_begin + kChain, width);
+      Vector<Acc> sums[kRows][kCount];
+      for (auto& row : sums) {
+        for (Vector<Acc>& sum : row) sum = Vector<Acc>{};
       }
-      if constexpr (kStep > 1) {
-        if (e0 < e_end) add_block(e0, std::integral_constant<int, kLanes<Acc> / 2>());
+      for (int64_t e = e_begin; e < e_end; e += kRun) {
+        ahead_.fetch(kLines / 2);
+        Vector<Element> keys[kCount][kRun];
+        for (int c = 0; c < kCount; ++c) {
+          for (int i = 0; i < kRun; ++i) {
+            const void* runs[kRuns];
+            for (int r = 0; r < kRuns; ++r) {
+              runs[r] = rows[c] + e * kStep * sizeof(Stored) +
+                        row_of_run<Vector<Element>>(kRun, i, r) * strides[c];
+            }
+            keys[c][i] = P::widen(load_runs<kBytes, kRuns>(runs));
+          }
+          transpose(keys[c]);
+        }
+        ahead_.fetch(kLines / 2);
+        for (int i = 0; i < kRun; ++i) {
+          for (int r = 0; r < kRows; ++r) {
+            const Vector<Element> query = broadcast(query_[(e + i) * kRows + r]);
+            for (int c = 0; c < kCount; ++c) {
+              sums[r][c] = P::multiply_add(query, keys[c][i], sums[r][c]);
+            }
+          }
+        }
       }
       for (int r = 0; r < kRows; ++r) {
-        add_score(e_begin, sums[r], scores_ + r * kChunkKeys + t * kTileKeys + k0);
+        for (int c = 0; c < kCount; ++c) {
+          add_score(e_begin, sums[r][c], scores_ + r * kChunkKeys + key + c * kLanes<Acc>);
+        }
       }
     }
   }
@@ -434,7 +461,10 @@ class VectorEngine {
                    Vector<Element> (&to)[kColumns]) const {
     const Value* row = reinterpret_cast<const Value*>(from);
     if constexpr (kStep == 1) {
-      for (int c = 0; c < kColumns; ++c) to[c] = P::load(row + c * kLanes<Acc>);
+      for (int c = 0; c < kColumns; ++c) {
+        const void* strip = row + c * kLanes<Acc>;
+        to[c] = P::widen(load_runs<kLanes<Acc> * sizeof(Stored)>(&strip));
+      }
     } else if constexpr (kManyRows) {
       for (int c = 0; c < kColumns; ++c) to[c] = load(row + c * kLanes<Acc>);
     } else {

@@ -47,6 +47,7 @@ def main() -> None:
     """Measures, prints the tables, and writes JSON and plot."""
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
+    torch._inductor.config.freezing = arguments.freeze
     results = Results(
         machine=describe_machine() | {"dtype": "bfloat16", "rounds": str(arguments.rounds)},
         smollm2=measure_smollm2(arguments) if "smollm2" in arguments.parts else [],
@@ -71,6 +72,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--long-context", type=int, default=16384, help="of the random weights")
     parser.add_argument("--tokens", type=int, default=32, help="new tokens in each round")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--freeze",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="let compiled engines, the peers' too, rearrange the weights for matrix products",
+    )
     parser.add_argument(
         "--llama-python",
         type=Path,

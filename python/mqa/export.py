@@ -78,15 +78,17 @@ def export_aoti(
         raise ValueError(f"export_aoti: expected a model on the CPU, got one on {device}")
     if Path(path).suffix != ".pt2":
         raise ValueError(f"export_aoti: expected a path that ends in .pt2, got {os.fspath(path)}")
-    torch._inductor.aoti_compile_and_package(
-        _exported(_frozen(model)),
-        package_path=str(path),
-        inductor_configs={
-            "aot_inductor.metadata": metadata,
-            "cpp.dynamic_threads": True,  # as many as the program has, not as the export had
-            "aot_inductor.check_lowerbound": False,  # which would be 2
-        },
-    )
+    with torch.no_grad():  # or nothing is frozen
+        torch._inductor.aoti_compile_and_package(
+            _exported(_frozen(model)),
+            package_path=str(path),
+            inductor_configs={
+                "aot_inductor.metadata": metadata,
+                "freezing": True,  # weights lie as matrix products want them
+                "cpp.dynamic_threads": True,  # as many as the program has, not as the export had
+                "aot_inductor.check_lowerbound": False,  # which would be 2
+            },
+        )
 
 
 class _Extend(nn.Module):

@@ -1,6 +1,8 @@
 // Where the slots of a cache lie, contiguous or paged.
 #pragma once
 
+#include <algorithm>
+
 #include "host_device.h"
 #include "params.h"
 
@@ -19,6 +21,11 @@ inline int64_t page_at(const BlockTable& table, int64_t batch, int64_t index) {
 inline SlotPlace place_of(const BlockTable& table, int64_t batch, int64_t slot) {
   if (!table.pages) return {batch, slot};
   return {page_at(table, batch, slot / table.page_size), slot % table.page_size};
+}
+
+// How many of `count` slots from there on lie at one distance.
+inline int64_t run_of_slots(const BlockTable& table, SlotPlace place, int64_t count) {
+  return table.pages ? std::min(count, table.page_size - place.slot) : count;
 }
 
 MQA_HOST_DEVICE inline int64_t row_offset(const Cache& cache, SlotPlace place, int64_t head) {

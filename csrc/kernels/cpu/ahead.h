@@ -88,9 +88,7 @@ class Ahead {
     const Cache& cache = is_value ? p_.value : p_.key;
     const int64_t size = size_of(cache.dtype), row = (is_value ? p_.D_v : p_.D) * size;
     const SlotPlace place = place_of(p_.block_table, tile.batch, keys.begin);
-    const int64_t page_rest =
-        p_.block_table.pages ? p_.block_table.page_size - place.slot : keys.end - keys.begin;
-    const int64_t rows = std::min(page_rest, keys.end - keys.begin);
+    const int64_t rows = run_of_slots(p_.block_table, place, keys.end - keys.begin);
     keys.begin += rows;
     stride_ = cache.slot_stride * size;
     runs_ = stride_ == row ? 1 : rows;

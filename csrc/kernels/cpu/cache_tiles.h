@@ -129,11 +129,18 @@ class CacheTiles {
 inline const float* find_scales(const AttentionParams& p, const RowTile& tile, const Cache& cache,
                                 KeyRange keys, const bool* used, float* scales) {
   if (!cache.scales.data) return nullptr;
+  const int64_t chunk = chunk_start(keys);
   std::fill_n(scales, kChunkKeys, 0.f);
-  for (int64_t key = keys.begin; key < keys.end; ++key) {
-    const int64_t j = key % kChunkKeys;
-    if (used && !used[j]) continue;
-    scales[j] = scale_at(cache, place_of(p.block_table, tile.batch, key), tile.kv_head);
+  for (int64_t key = keys.begin, count; key < keys.end; key += count) {
+    const SlotPlace place = place_of(p.block_table, tile.batch, key);
+    count = run_of_slots(p.block_table, place, keys.end - key);
+    const float* from = &scale_at(cache, place, tile.kv_head);
+    for (int64_t i = 0; i < count; ++i) {
+      scales[key - chunk + i] = from[i * cache.scales.slot_stride];
+    }
+  }
+  for (int64_t j = 0; used && j < kChunkKeys; ++j) {
+    if (!used[j]) scales[j] = 0;
   }
   return scales;
 }

@@ -22,7 +22,11 @@ struct PlainProducts {
   static constexpr bool kExactWeights = true;
   static constexpr bool kScaled = false;
 
-  static Vector<Element> widen(Bytes<kVectorBytes> stored) { return (Vector<Element>)stored; }
+  // Of a row's elements, or of runs of several rows.
+  template <int kRuns = 1>
+  static Vector<Element> load(const void* const* from) {
+    return (Vector<Element>)load_runs<kVectorBytes, kRuns>(from);
+  }
 
   static Vector<Acc> multiply_add(Vector<Element> a, Vector<Element> b, Vector<Acc> c) {
     return kernels::multiply_add(a, b, c);
@@ -38,7 +42,10 @@ template <class S>
 struct WidenedProducts : PlainProducts<float> {
   using Stored = S;
 
-  static Vector<Element> widen(StoredLanes<S> stored) { return cpu::widen(stored, S()); }
+  template <int kRuns = 1>
+  static Vector<Element> load(const void* const* from) {
+    return widen(load_runs<sizeof(StoredLanes<S>), kRuns>(from), S());
+  }
 };
 
 #if defined(__AVX512BF16__)
@@ -73,8 +80,9 @@ struct PairProducts {
   static constexpr bool kExactWeights = false;
   static constexpr bool kScaled = !std::is_same_v<Stored, BFloat16Bits>;  // values
 
-  static Vector<Element> widen(Bytes<kLanes<Acc> * kStep * sizeof(Stored)> stored) {
-    return (Vector<Element>)as_bfloat16(stored, Stored());
+  template <int kRuns = 1>
+  static Vector<Element> load(const void* const* from) {
+    return (Vector<Element>)bfloat16_of_runs<kRuns>(from, Stored());
   }
 
   static Vector<Acc> multiply_add(Vector<Element> a, Vector<Element> b, Vector<Acc> c) {

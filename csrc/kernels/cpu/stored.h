@@ -86,15 +86,25 @@ struct Floats {
   __m512 low, high;
 };
 
-// 32 values in registers.
-inline __m512i as_bfloat16(Bytes<64> values, BFloat16Bits) { return (__m512i)values; }
-inline __m512i as_bfloat16(Bytes<32> codes, Int8Bits) {
-  const __m128i low = _mm256_castsi256_si128((__m256i)codes),
-                high = _mm256_extracti128_si256((__m256i)codes, 1);
-  return (__m512i)_mm512_cvtne2ps_pbh(float_of_int8(high), float_of_int8(low));
+// 32 values from kRuns addresses.
+template <int kRuns>
+inline __m512i bfloat16_of_runs(const void* const* from, BFloat16Bits) {
+  return (__m512i)load_runs<64, kRuns>(from);
 }
-inline __m512i as_bfloat16(Bytes<32> codes, Float8Bits) {
-  return bfloat16_of_float8(_mm512_cvtepu8_epi16((__m256i)codes));
+template <int kRuns>
+inline __m512i bfloat16_of_runs(const void* const* from, Float8Bits) {
+  return bfloat16_of_float8(_mm512_cvtepu8_epi16((__m256i)load_runs<32, kRuns>(from)));
+}
+template <int kRuns>
+inline __m512i bfloat16_of_runs(const void* const* from, Int8Bits codes) {
+  if constexpr (kRuns == 1) {
+    const void* halves[] = {*from, static_cast<const char*>(*from) + 16};
+    return bfloat16_of_runs<2>(halves, codes);
+  } else {
+    const __m128i low = (__m128i)load_runs<16, kRuns / 2>(from),
+                  high = (__m128i)load_runs<16, kRuns / 2>(from + kRuns / 2);
+    return (__m512i)_mm512_cvtne2ps_pbh(float_of_int8(high), float_of_int8(low));
+  }
 }
 
 // 16 values; 32 values.

@@ -46,12 +46,16 @@ inline Bytes<kBytes> load_runs(const void* const* from) {
 }
 
 // Runs of kRun lanes of a and b in turn, from the lower or upper half of each 16 bytes.
-template <int kRun, bool kUpper, class V, int... i>
-inline V interleave_runs(V a, V b, std::integer_sequence<int, i...>) {
-  constexpr int n = sizeof...(i), part = 16 * n / sizeof(V);
-  return __builtin_shufflevector(a, b,
-                                 (i / part * part + kUpper * part / 2 + i % part / kRun / 2 * kRun +
-                                  i % kRun + (i / kRun % 2 ? n : 0))...);
+template <int kRun, bool kUpper, class V>
+inline V interleave_runs(V a, V b) {
+  using Run = std::conditional_t<kRun * sizeof(a[0]) == 8, uint64_t, uint32_t>;
+  constexpr int n = sizeof(V) / sizeof(Run), part = 16 / sizeof(Run);
+  const auto interleave = [&]<int... i>(std::integer_sequence<int, i...>) {
+    return (V)__builtin_shufflevector(
+        (Vector<Run>)a, (Vector<Run>)b,
+        (i / part * part + kUpper * part / 2 + i % part / 2 + (i % 2 ? n : 0))...);
+  };
+  return interleave(std::make_integer_sequence<int, n>());
 }
 
 // Every other 16 bytes of a, then of b.
@@ -79,8 +83,8 @@ inline void transpose(V (&x)[m]) {
       if (i & kStep) continue;
       const V a = x[i], b = x[i + kStep];
       if constexpr (kStep < part) {
-        x[i] = interleave_runs<kStep, false>(a, b, lanes);
-        x[i + kStep] = interleave_runs<kStep, true>(a, b, lanes);
+        x[i] = interleave_runs<kStep, false>(a, b);
+        x[i + kStep] = interleave_runs<kStep, true>(a, b);
       } else {
         x[i] = every_other_part<false>(a, b, lanes);
         x[i + kStep] = every_other_part<true>(a, b, lanes);

@@ -314,7 +314,7 @@ class VectorEngine {
               runs[r] = rows[c] + e * kStep * sizeof(Stored) +
                         row_of_run<Vector<Element>>(kRun, i, r) * strides[c];
             }
-            keys[c][i] = P::widen(load_runs<kBytes, kRuns>(runs));
+            keys[c][i] = P::template load<kRuns>(runs);
           }
           transpose(keys[c]);
         }
@@ -463,7 +463,7 @@ class VectorEngine {
     if constexpr (kStep == 1) {
       for (int c = 0; c < kColumns; ++c) {
         const void* strip = row + c * kLanes<Acc>;
-        to[c] = P::widen(load_runs<kLanes<Acc> * sizeof(Stored)>(&strip));
+        to[c] = P::load(&strip);
       }
     } else if constexpr (kManyRows) {
       for (int c = 0; c < kColumns; ++c) to[c] = load(row + c * kLanes<Acc>);

@@ -271,20 +271,22 @@ class VectorEngine {
       if (tile_.rows <= kRows / 2) return score_rows<kRows / 2>(span);
     }
     constexpr int kCount = kSums / kRows > 1 ? 2 : 1;  // vectors of keys that share the queries
+    // Rows so far apart contend for few lines of L1: what one has is used up at once.
+    constexpr int64_t kContending = 4096;
+    const bool contend = key_tiles_[span.begin / kTileKeys].stride % kContending == 0;
     int64_t key = span.begin;
-    for (; key + kCount * kLanes<Acc> <= span.end; key += kCount * kLanes<Acc>) {
+    for (; !contend && key + kCount * kLanes<Acc> <= span.end; key += kCount * kLanes<Acc>) {
       score_few<kRows, kCount>(key);
     }
-    if (key < span.end) score_few<kRows, 1>(key);
+    for (; key < span.end; key += kLanes<Acc>) score_few<kRows, 1>(key);
   }
 
   template <int kRows, int kCount>
   void score_few(int64_t key) {
-    constexpr int kWhole = 16 / sizeof(Element);  // of which less is not loaded at once
-    // Elements of a key that are loaded together, as many as the registers have room for.
-    constexpr int kRun = kCount * (kLanes<Acc> / 2 + kRows) < kVectorRegisters
-                             ? std::max(kLanes<Acc> / 2, kWhole)
-                             : kWhole;
+    // Elements of a key that are loaded together: few if the registers have no room for more.
+    constexpr int kLeast = 16 / sizeof(Element), kHalf = std::max(kLanes<Acc> / 2, kLeast);
+    constexpr bool kRoom = kCount * (kHalf + kRows) < kVectorRegisters;
+    constexpr int kRun = kCount == 1 && kStep == 1 ? kLanes<Acc> : kRoom ? kHalf : kLeast;
     constexpr int kRuns = kLanes<Acc> / kRun;
     constexpr int kBytes = kLanes<Acc> * kStep * sizeof(Stored);  // of a vector
     // As many lines as are read, in two parts: too many at once hold up what follows.

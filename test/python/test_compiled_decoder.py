@@ -107,3 +107,19 @@ def test_a_compiled_prefill_refuses_lengths_outside_the_tokens(lengths: list[int
     with pytest.raises(RuntimeError, match=r"extend: expected lengths in \[1, T\]"):
         prefill(random_tokens(2, 3), torch.tensor(lengths), cache)
     assert all(same_bits(x, torch.zeros_like(x)) for x in cache)
+
+
+@torch.no_grad()
+@torch._inductor.config.patch(
+    {"cpp.vec_isa_ok": False, "cpp_cache_precompile_headers": False, "freezing": True}
+)
+def test_frozen_weights_are_rearranged_and_give_logits_as_exact() -> None:
+    torch.compiler.reset()
+    exact = tiny_decoder(num_kv_heads=1, max_position=CAPACITY).bfloat16().float().eval()
+    model = mqa.Decoder.from_weights(exact.config, exact.state_dict()).bfloat16().eval()
+    compiled = Generation(model, torch.compile(model.decode, fullgraph=True))
+    logits, (code,) = run_and_get_code(compiled.step, compiled.first)
+    eager, right = (Generation(m, m.decode).step(compiled.first) for m in (model, exact))
+    assert (logits - right).abs().max() <= 2 * (eager - right).abs().max()
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        assert "mkldnn._linear_pointwise" in code

@@ -151,19 +151,23 @@ inline Vector<double> exp2_nonpositive(Vector<double> x) {
 
 typedef uint16_t HalfVector __attribute__((vector_size(kVectorBytes / 2)));
 
+// gcc 12 widens in quarters.
+inline Vector<uint32_t> widened(HalfVector x) {
+#if defined(__AVX512F__)
+  return (Vector<uint32_t>)_mm512_cvtepu16_epi32((__m256i)x);
+#elif defined(__AVX2__)
+  return (Vector<uint32_t>)_mm256_cvtepu16_epi32((__m128i)x);
+#else
+  return __builtin_convertvector(x, Vector<uint32_t>);
+#endif
+}
+
 // As many 16-bit values as lanes from each address, side by side: a's in the lower half of a lane.
 inline Vector<uint32_t> side_by_side(const void* a, const void* b) {
   HalfVector first, second;
   std::memcpy(&first, a, sizeof first);
   std::memcpy(&second, b, sizeof second);
-#if defined(__AVX512F__)  // where gcc 12 widens in quarters
-  return (Vector<uint32_t>)_mm512_or_si512(
-      _mm512_cvtepu16_epi32((__m256i)first),
-      _mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)second), 16));
-#else
-  return __builtin_convertvector(first, Vector<uint32_t>) |
-         __builtin_convertvector(second, Vector<uint32_t>) << 16;
-#endif
+  return widened(first) | widened(second) << 16;
 }
 
 // Weights in [0, 1] rounded to bfloat16, half way up, in the lower half of each lane.

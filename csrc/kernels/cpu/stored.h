@@ -41,7 +41,7 @@ template <class Stored>
 using StoredLanes = Bytes<static_cast<int>(sizeof(Stored)) * kLanes<float>>;
 
 inline Vector<float> widen(StoredLanes<BFloat16Bits> x, BFloat16Bits) {
-  return (Vector<float>)(__builtin_convertvector((HalfVector)x, Vector<uint32_t>) << 16);
+  return (Vector<float>)(widened((HalfVector)x) << 16);
 }
 
 inline Vector<float> widen(StoredLanes<Float16Bits> x, Float16Bits) {

@@ -37,10 +37,11 @@ struct PlainProducts {
   }
 };
 
-// The same, of keys and values of 16 bits.
+// The same, of keys and values of 16 bits, or of 8 with scales.
 template <class S>
 struct WidenedProducts : PlainProducts<float> {
   using Stored = S;
+  static constexpr bool kScaled = sizeof(S) == 1;
 
   template <int kRuns = 1>
   static Vector<Element> load(const void* const* from) {
@@ -123,6 +124,10 @@ inline void with_stored(const AttentionParams& p, const Body& body) {
   if constexpr (std::is_same_v<Products, PlainProducts<float>>) {
     if (dtype == DType::kFloat16) return body(WidenedProducts<Float16Bits>());
     if (dtype == DType::kBFloat16) return body(WidenedProducts<BFloat16Bits>());
+#if defined(__AVX2__)
+    if (dtype == DType::kInt8) return body(WidenedProducts<Int8Bits>());
+    if (dtype == DType::kFloat8E4M3) return body(WidenedProducts<Float8Bits>());
+#endif
   }
 #if defined(__AVX512BF16__)
   if constexpr (std::is_same_v<Products, PairProducts<BFloat16Bits>>) {

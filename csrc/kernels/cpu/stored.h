@@ -57,6 +57,29 @@ inline Vector<float> widen(StoredLanes<Float16Bits> x, Float16Bits) {
 #endif
 }
 
+#if defined(__AVX512F__)
+inline Vector<int32_t> signed_codes(Bytes<16> x) {
+  return (Vector<int32_t>)_mm512_cvtepi8_epi32((__m128i)x);
+}
+#elif defined(__AVX2__)
+inline Vector<int32_t> signed_codes(Bytes<8> x) {
+  return (Vector<int32_t>)_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(x[0]));
+}
+#endif
+
+#if defined(__AVX2__)
+inline Vector<float> widen(StoredLanes<Int8Bits> x, Int8Bits) {
+  return __builtin_convertvector(signed_codes(x), Vector<float>);
+}
+
+// As float8_to_float does.
+inline Vector<float> widen(StoredLanes<Float8Bits> x, Float8Bits) {
+  const Vector<int32_t> codes = signed_codes(x), magnitude = codes & 0x7f;
+  const auto finite = (Vector<int32_t>)((Vector<float>)(magnitude << 20) * 0x1p120f);
+  return (Vector<float>)((magnitude == 0x7f ? 0x7fc00000 : finite) | (codes & INT32_MIN));
+}
+#endif
+
 #if defined(__AVX512BF16__)
 
 // bfloat16 holds codes of 8 bits exactly; times a scale they are rounded.

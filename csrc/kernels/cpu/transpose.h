@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #include "simd.h"
@@ -13,13 +14,17 @@ namespace {
 
 template <int kBytes>
 struct BytesOf {
-  typedef uint64_t type __attribute__((vector_size(kBytes)));
+  using Word = std::conditional_t<kBytes == 4, uint32_t, uint64_t>;
+  typedef Word type __attribute__((vector_size(kBytes)));
 };
 template <int kBytes>
 using Bytes = typename BytesOf<kBytes>::type;
 
 // a, then b.
 #if defined(__AVX2__)
+inline Bytes<8> joined(Bytes<4> a, Bytes<4> b) {
+  return Bytes<8>{a[0] | static_cast<uint64_t>(b[0]) << 32};
+}
 inline Bytes<16> joined(Bytes<8> a, Bytes<8> b) { return Bytes<16>{a[0], b[0]}; }
 inline Bytes<32> joined(Bytes<16> a, Bytes<16> b) {
   return (Bytes<32>)_mm256_inserti128_si256(_mm256_castsi128_si256((__m128i)a), (__m128i)b, 1);

@@ -131,10 +131,13 @@ class VectorEngine {
   }
 
   void find_keys() {
-    CacheTiles<Stored>(p_, tile_, p_.key, /*scaled=*/kStep == 1, p_.D, key_width(), key_buffer_)
+    constexpr bool kScaledCopies = kStep == 1 && !P::kScaled;
+    CacheTiles<Stored>(p_, tile_, p_.key, kScaledCopies, p_.D, key_width(), key_buffer_)
         .find(keys_, nullptr, key_tiles_);
     if constexpr (kStep > 1) {
       key_scales_ = find_scales(p_, tile_, p_.key, keys_, nullptr, key_scale_buffer_);
+    } else if constexpr (P::kScaled) {
+      find_factors(p_.key, nullptr, key_scale_buffer_);
     }
   }
 
@@ -142,11 +145,7 @@ class VectorEngine {
     CacheTiles<Stored>(p_, tile_, p_.value, /*scaled=*/!P::kScaled, p_.D_v, value_width(),
                        value_buffer_)
         .find(keys_, used, value_tiles_);
-    if constexpr (P::kScaled) {
-      if (!find_scales(p_, tile_, p_.value, keys_, used, value_scales_)) {
-        std::fill_n(value_scales_, kChunkKeys, 1.f);
-      }
-    }
+    if constexpr (P::kScaled) find_factors(p_.value, used, value_scales_);
     if constexpr (kStep > 1 && kManyRows) interleave_values();
   }
 
@@ -209,6 +208,12 @@ class VectorEngine {
   }
   int64_t key_width() const { return key_elements() * kStep; }
   int64_t value_width() const { return padded(p_.D_v); }
+
+  void find_factors(const Cache& cache, const bool* used, float* factors) const {
+    if (!find_scales(p_, tile_, cache, keys_, used, factors)) {
+      std::fill_n(factors, kChunkKeys, 1.f);
+    }
+  }
 
   // The first block of elements stores, the others add.
   static void add_score(int64_t first, Vector<Acc> sum, Acc* score) {
@@ -319,6 +324,10 @@ class VectorEngine {
             keys[c][i] = P::template load<kRuns>(runs);
           }
           transpose(keys[c]);
+          if constexpr (kStep == 1 && P::kScaled) {
+            const Vector<Acc> scales = load(key_scale_buffer_ + key + c * kLanes<Acc>);
+            for (Vector<Element>& k : keys[c]) k *= scales;
+          }
         }
         ahead_.fetch(kLines / 2);
         for (int i = 0; i < kRun; ++i) {
@@ -466,6 +475,7 @@ class VectorEngine {
       for (int c = 0; c < kColumns; ++c) {
         const void* strip = row + c * kLanes<Acc>;
         to[c] = P::load(&strip);
+        if constexpr (P::kScaled) to[c] *= value_scales_[step];
       }
     } else if constexpr (kManyRows) {
       for (int c = 0; c < kColumns; ++c) to[c] = load(row + c * kLanes<Acc>);

@@ -84,17 +84,26 @@ inline Vector<float> widen(StoredLanes<Float8Bits> x, Float8Bits) {
 
 // bfloat16 holds codes of 8 bits exactly; times a scale they are rounded.
 
-// The codes in the lower half of each 16 bits.
+// What codes without their sign stand for, all 128 of them.
+struct Float8Table {
+  uint16_t bits[128];
+  constexpr Float8Table() : bits() {
+    constexpr uint16_t kSubnormal[] = {0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60};
+    for (int i = 0; i < 128; ++i) bits[i] = i < 8 ? kSubnormal[i] : (i << 4) + 0x3c00;
+    bits[127] = 0x7fc0;  // NaN
+  }
+};
+alignas(64) constexpr Float8Table kFloat8Table;
+
+// Of codes in 16 bits, signed.
 inline __m512i bfloat16_of_float8(__m512i codes) {
-  alignas(64) static constexpr uint16_t kSubnormal[32] = {0,      0x3b00, 0x3b80, 0x3bc0,
-                                                          0x3c00, 0x3c20, 0x3c40, 0x3c60};
-  const __m512i magnitude = _mm512_and_si512(codes, _mm512_set1_epi16(0x7f));
-  __m512i x = _mm512_add_epi16(_mm512_slli_epi16(magnitude, 4), _mm512_set1_epi16(0x3c00));
-  x = _mm512_mask_permutexvar_epi16(x, _mm512_cmplt_epi16_mask(magnitude, _mm512_set1_epi16(8)),
-                                    magnitude, _mm512_load_si512(kSubnormal));
-  const __mmask32 is_nan = _mm512_cmpeq_epi16_mask(magnitude, _mm512_set1_epi16(0x7f));
-  x = _mm512_mask_mov_epi16(x, is_nan, _mm512_set1_epi16(0x7fc0));
-  return _mm512_or_si512(x, _mm512_slli_epi16(_mm512_srli_epi16(codes, 7), 15));
+  const auto quarter = [](int i) { return _mm512_load_si512(kFloat8Table.bits + 32 * i); };
+  // The lower 6 bits choose from half a table, the seventh one of the halves.
+  const __m512i lower = _mm512_permutex2var_epi16(quarter(0), codes, quarter(1)),
+                upper = _mm512_permutex2var_epi16(quarter(2), codes, quarter(3));
+  const __mmask32 in_upper = _mm512_test_epi16_mask(codes, _mm512_set1_epi16(0x40));
+  const __m512i magnitude = _mm512_mask_mov_epi16(lower, in_upper, upper);
+  return _mm512_or_si512(magnitude, _mm512_and_si512(codes, _mm512_set1_epi16(INT16_MIN)));
 }
 
 inline __m512 widen(__m256i bfloat16) {
@@ -116,7 +125,7 @@ inline __m512i bfloat16_of_runs(const void* const* from, BFloat16Bits) {
 }
 template <int kRuns>
 inline __m512i bfloat16_of_runs(const void* const* from, Float8Bits) {
-  return bfloat16_of_float8(_mm512_cvtepu8_epi16((__m256i)load_runs<32, kRuns>(from)));
+  return bfloat16_of_float8(_mm512_cvtepi8_epi16((__m256i)load_runs<32, kRuns>(from)));
 }
 template <int kRuns>
 inline __m512i bfloat16_of_runs(const void* const* from, Int8Bits codes) {
@@ -140,11 +149,11 @@ inline __m256i bfloat16_half_at(const Int8Bits* from) {
 }
 
 inline __m512i bfloat16_at(const Float8Bits* from) {
-  return bfloat16_of_float8(_mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)from)));
+  return bfloat16_of_float8(_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)from)));
 }
 inline __m256i bfloat16_half_at(const Float8Bits* from) {
   const __m256i codes = _mm256_zextsi128_si256(_mm_loadu_si128((const __m128i*)from));
-  return _mm512_castsi512_si256(bfloat16_of_float8(_mm512_cvtepu8_epi16(codes)));
+  return _mm512_castsi512_si256(bfloat16_of_float8(_mm512_cvtepi8_epi16(codes)));
 }
 inline __m512 float_at(const Float8Bits* from) { return widen(bfloat16_half_at(from)); }
 inline Floats floats_at(const Float8Bits* from) {

@@ -9,6 +9,10 @@ import mqa
 import mqa.config
 
 VOCAB_SIZE = 89
+
+# For inductor, without probing for vector ISAs and precompiling headers: they take g++ a minute.
+QUICK_COMPILE = {"cpp.vec_isa_ok": False, "cpp_cache_precompile_headers": False}
+
 QUERY_KEY = ("q_proj", "k_proj", "c_attn", "query_key_value")
 
 # What tells the architectures apart, at the size of `tiny_config`.

@@ -13,7 +13,7 @@ from torch._inductor.utils import run_and_get_code
 
 import mqa
 from cases import same_bits
-from decoders import random_tokens, tiny_decoder
+from decoders import QUICK_COMPILE, random_tokens, tiny_decoder
 
 CAPACITY = 4099  # a number that nothing else in the generated code has
 
@@ -52,8 +52,7 @@ def largest_allocation(call: Callable[[], Any]) -> int:
     return max(event.nbytes() for event in kineto.events() if event.name() == "[memory]")
 
 
-# Without: probing for vector ISAs and precompiling headers, which take g++ a minute.
-@torch._inductor.config.patch({"cpp.vec_isa_ok": False, "cpp_cache_precompile_headers": False})
+@torch._inductor.config.patch(QUICK_COMPILE)
 def test_a_hundred_steps_are_one_graph_that_copies_no_cache() -> None:
     torch.compiler.reset()
     model = tiny_decoder(num_kv_heads=1, max_position=CAPACITY)
@@ -110,9 +109,7 @@ def test_a_compiled_prefill_refuses_lengths_outside_the_tokens(lengths: list[int
 
 
 @torch.no_grad()
-@torch._inductor.config.patch(
-    {"cpp.vec_isa_ok": False, "cpp_cache_precompile_headers": False, "freezing": True}
-)
+@torch._inductor.config.patch(QUICK_COMPILE | {"freezing": True})
 def test_frozen_weights_are_rearranged_and_give_logits_as_exact() -> None:
     torch.compiler.reset()
     exact = tiny_decoder(num_kv_heads=1, max_position=CAPACITY).bfloat16().float().eval()

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 import mqa
 from bpe import train
-from decoders import tiny_decoder
+from decoders import QUICK_COMPILE, tiny_decoder
 from programs import BUILD_TREE, ROOT, generate_json
 
 
@@ -280,8 +280,7 @@ class All(nn.Module):
         return [tree_leaves(module(*x)) for module, x in pairs]
 
 
-# Without: probing for vector ISAs and precompiling headers, which take g++ a minute.
-@torch._inductor.config.patch({"cpp.vec_isa_ok": False, "cpp_cache_precompile_headers": False})
+@torch._inductor.config.patch(QUICK_COMPILE)
 @cache
 def package() -> Callable[[list[list[Tensor]]], list[list[Tensor]]]:
     """All rows as one AOTInductor file."""

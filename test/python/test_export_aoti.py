@@ -17,7 +17,7 @@ from torch import Tensor
 
 import mqa
 from bpe import train
-from decoders import tiny_decoder
+from decoders import QUICK_COMPILE, tiny_decoder
 from programs import generate_command, generate_json, refusal
 
 PROMPT = "The keeper's light, 1899: 光 🎉"
@@ -25,8 +25,7 @@ UNTOUCHED = 7.0  # what the caches hold before
 Extend = Callable[[Tensor, Tensor, Tensor, list[Tensor]], Tensor]
 
 
-# Without: probing for vector ISAs and precompiling headers, which take g++ a minute.
-@torch._inductor.config.patch({"cpp.vec_isa_ok": False, "cpp_cache_precompile_headers": False})
+@torch._inductor.config.patch(QUICK_COMPILE)
 def compile_model(model: mqa.Decoder, file: Path, **options: Any) -> Extend:
     mqa.export_aoti(model, file, **options)
     return torch._inductor.aoti_load_package(str(file))

@@ -50,7 +50,7 @@ class Appender {
     while (token < end) {
       const SlotPlace place = place_of(table, batch, p_.positions[batch] + token);
       const int64_t left = end - token;
-      const int64_t count = table.pages ? std::min(left, table.page_size - place.slot) : left;
+      const int64_t count = run_of_slots(table, place, left);
       for (int64_t head = 0; head < p_.H_kv; ++head) {
         append_run(p_.key, store_key_, batch, head, token, place, count);
         append_run(p_.value, store_value_, batch, head, token, place, count);

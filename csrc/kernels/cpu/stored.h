@@ -106,14 +106,6 @@ inline __m512i bfloat16_of_float8(__m512i codes) {
   return _mm512_or_si512(magnitude, _mm512_and_si512(codes, _mm512_set1_epi16(INT16_MIN)));
 }
 
-inline __m512 widen(__m256i bfloat16) {
-  return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bfloat16), 16);
-}
-
-inline __m512 float_of_int8(__m128i codes) {
-  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes));
-}
-
 struct Floats {
   __m512 low, high;
 };
@@ -133,32 +125,32 @@ inline __m512i bfloat16_of_runs(const void* const* from, Int8Bits codes) {
     const void* halves[] = {*from, static_cast<const char*>(*from) + 16};
     return bfloat16_of_runs<2>(halves, codes);
   } else {
-    const __m128i low = (__m128i)load_runs<16, kRuns / 2>(from),
-                  high = (__m128i)load_runs<16, kRuns / 2>(from + kRuns / 2);
-    return (__m512i)_mm512_cvtne2ps_pbh(float_of_int8(high), float_of_int8(low));
+    const Vector<float> low = widen(load_runs<16, kRuns / 2>(from), codes),
+                        high = widen(load_runs<16, kRuns / 2>(from + kRuns / 2), codes);
+    return (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
   }
 }
 
 // 16 values; 32 values.
 inline __m512 float_at(const Int8Bits* from) {
-  return float_of_int8(_mm_loadu_si128((const __m128i*)from));
+  return (__m512)widen((Bytes<16>)_mm_loadu_si128((const __m128i*)from), Int8Bits());
 }
 inline Floats floats_at(const Int8Bits* from) { return {float_at(from), float_at(from + 16)}; }
 inline __m256i bfloat16_half_at(const Int8Bits* from) {
   return (__m256i)_mm512_cvtneps_pbh(float_at(from));
 }
 
-inline __m512i bfloat16_at(const Float8Bits* from) {
-  return bfloat16_of_float8(_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)from)));
-}
 inline __m256i bfloat16_half_at(const Float8Bits* from) {
   const __m256i codes = _mm256_zextsi128_si256(_mm_loadu_si128((const __m128i*)from));
   return _mm512_castsi512_si256(bfloat16_of_float8(_mm512_cvtepi8_epi16(codes)));
 }
-inline __m512 float_at(const Float8Bits* from) { return widen(bfloat16_half_at(from)); }
+inline __m512 float_of_bfloat16(__m256i x) { return (__m512)widen((Bytes<32>)x, BFloat16Bits()); }
+inline __m512 float_at(const Float8Bits* from) { return float_of_bfloat16(bfloat16_half_at(from)); }
 inline Floats floats_at(const Float8Bits* from) {
-  const __m512i x = bfloat16_at(from);
-  return {widen(_mm512_castsi512_si256(x)), widen(_mm512_extracti64x4_epi64(x, 1))};
+  const void* address = from;
+  const __m512i x = bfloat16_of_runs<1>(&address, Float8Bits());
+  return {float_of_bfloat16(_mm512_castsi512_si256(x)),
+          float_of_bfloat16(_mm512_extracti64x4_epi64(x, 1))};
 }
 
 template <class Code>

@@ -50,6 +50,12 @@ class Checks {
                     ") == ", expected, " (", why, "), got ", actual);
   }
 
+  // Of keys, which may be packed.
+  void key_dims(Named t, const char* shape) const {
+    if (!is_packed(t.tensor)) return dims(t, 4, shape);
+    size(t, 4, kernels::kPackedSlots, "the slots of packed keys that lie side by side");
+  }
+
   void at_least_one(Named t, int64_t dim, const char* what) const {
     const c10::SymInt actual = t.tensor.sym_size(dim);
     TORCH_SYM_CHECK(actual.sym_ge(1), "mqa::", op_, ": expected ", t.name, ".size(", dim,
@@ -108,7 +114,8 @@ class Checks {
                 " of dtype ", Dtype(cache.tensor), ", got none");
     const Named t{name, *scale};
     dtype(t, scale->scalar_type() == at::kFloat, "float32");
-    const auto sizes = cache.tensor.sym_sizes();
+    const c10::SymInt sizes[] = {cache.tensor.sym_size(0), cache.tensor.sym_size(1),
+                                 row_slots(cache.tensor)};
     const bool per_token = scale->dim() == 3;
     TORCH_SYM_CHECK(
         per_token ? scale->sym_size(0).sym_eq(sizes[0]) & scale->sym_size(1).sym_eq(sizes[1]) &
@@ -158,7 +165,7 @@ void check_attention(const char* op, const Tensor& query, const Tensor& key, con
   const Checks check(op);
   const bool paged = o.block_table.has_value();
   check.dims({"query", query}, 4, "[B, H_q, T, D]");
-  check.dims({"key", key}, 4, paged ? "[num_pages, H_kv, page_size, D]" : "[B, H_kv, S, D]");
+  check.key_dims({"key", key}, paged ? "[num_pages, H_kv, page_size, D]" : "[B, H_kv, S, D]");
   check.dims({"value", value}, 4,
              paged ? "[num_pages, H_kv, page_size, D_v]" : "[B, H_kv, S, D_v]");
   const auto B = query.sym_size(0), H_q = query.sym_size(1), H_kv = key.sym_size(1);
@@ -181,11 +188,11 @@ void check_attention(const char* op, const Tensor& query, const Tensor& key, con
   }
 
   check.at_least_one({"query", query}, -1, "head_dim");
-  check.size({"key", key}, -1, query.sym_size(-1), "query's head_dim");
+  check.size({"key", key}, is_packed(key) ? 3 : -1, query.sym_size(-1), "query's head_dim");
   if (!paged) check.size({"key", key}, 0, B, "query's batch");
   check.size({"value", value}, 0, key.sym_size(0), paged ? "key's num_pages" : "key's batch");
   check.size({"value", value}, 1, H_kv, "key's num_kv_heads");
-  check.size({"value", value}, 2, key.sym_size(2), paged ? "key's page_size" : "key's slots");
+  check.size({"value", value}, 2, row_slots(key), paged ? "key's page_size" : "key's slots");
   check.at_least_one({"key", key}, 1, "num_kv_heads");
   TORCH_SYM_CHECK(
       (H_q % H_kv).sym_eq(0), "mqa::", op,
@@ -196,7 +203,7 @@ void check_attention(const char* op, const Tensor& query, const Tensor& key, con
   if (o.seq_lens) check.index_vector({"seq_lens", *o.seq_lens}, B);
   if (paged) check.block_table({"block_table", *o.block_table}, B, {"key", key});
   if (o.attn_mask) {
-    const auto S = paged ? o.block_table->sym_size(1) * key.sym_size(2) : key.sym_size(2);
+    const auto S = paged ? o.block_table->sym_size(1) * row_slots(key) : row_slots(key);
     check.mask({"attn_mask", *o.attn_mask}, query, S);
   }
   check.window("window_left", o.window_left);
@@ -224,8 +231,9 @@ void check_attention(const char* op, const Tensor& query, const Tensor& key, con
 
 void check_attention_backward(const BackwardInputs& inputs, const Tensor& query, const Tensor& key,
                               const Tensor& value, const AttentionOptions& o) {
-  check_attention("attention_backward", query, key, value, o);
   const Checks check("attention_backward");
+  check.dims({"key", key}, 4, "[B, H_kv, S, D]");  // never packed
+  check_attention("attention_backward", query, key, value, o);
   const c10::SymInt shape[] = {query.sym_size(0), query.sym_size(1), query.sym_size(2),
                                value.sym_size(3)};
   const auto result = [&](Named t, int64_t dims, const char* letters, at::ScalarType dtype) {
@@ -283,7 +291,7 @@ void check_kv_append(const Tensor& key_cache, const Tensor& value_cache, const T
   const bool paged = o.block_table.has_value();
   const Named key_cache_{"key_cache", key_cache}, value_cache_{"value_cache", value_cache};
   const Named key_{"key", key}, value_{"value", value};
-  check.dims(key_cache_, 4, paged ? "[num_pages, H_kv, page_size, D]" : "[B, H_kv, S, D]");
+  check.key_dims(key_cache_, paged ? "[num_pages, H_kv, page_size, D]" : "[B, H_kv, S, D]");
   check.dims(value_cache_, 4, paged ? "[num_pages, H_kv, page_size, D_v]" : "[B, H_kv, S, D_v]");
   check.dims(key_, 4, "[B, H_kv, T, D]");
   check.dims(value_, 4, "[B, H_kv, T, D_v]");
@@ -308,7 +316,7 @@ void check_kv_append(const Tensor& key_cache, const Tensor& value_cache, const T
   check.size(value_cache_, 0, key_cache.sym_size(0),
              paged ? "key_cache's num_pages" : "key_cache's batch");
   check.size(value_cache_, 1, key_cache.sym_size(1), "key_cache's num_kv_heads");
-  check.size(value_cache_, 2, key_cache.sym_size(2),
+  check.size(value_cache_, 2, row_slots(key_cache),
              paged ? "key_cache's page_size" : "key_cache's slots");
   check.size(key_, 1, key_cache.sym_size(1), "key_cache's num_kv_heads");
   check.size(key_, 3, key_cache.sym_size(3), "key_cache's head_dim");
@@ -360,6 +368,9 @@ void check_writable(const char* name, const Tensor& tensor, bool contiguous_rows
   TORCH_CHECK(!contiguous_rows || tensor.size(-1) <= 1 || tensor.stride(-1) == 1,
               "mqa::kv_append: expected ", name, ".stride(-1) == 1 (it is written in place), got ",
               tensor.stride(-1));
+  TORCH_CHECK(!contiguous_rows || !is_packed(tensor) || has_contiguous_groups(tensor),
+              "mqa::kv_append: expected ", name, ".stride(3) == ", kernels::kPackedSlots,
+              " (packed keys are written in place), got ", tensor.stride(3));
 }
 
 void check_head_scale(const char* name, const Tensor& scale) {
@@ -395,7 +406,7 @@ void check_attention_contents(const char* op, const Tensor& key, const Tensor& s
   const Tensor table = in_host_memory(*block_table);
   for (int64_t b = 0; b < table.size(0); ++b) {
     const int64_t used = lens.defined() ? lens.const_data_ptr<int64_t>()[b] : slots;
-    check_pages(op, table, b, 0, used, key.size(2), key.size(0));
+    check_pages(op, table, b, 0, used, row_slots(key).expect_int(), key.size(0));
   }
 }
 
@@ -408,7 +419,8 @@ void check_append_contents(const Tensor& key_cache, const Tensor& key, const Ten
     const Tensor table = in_host_memory(*o.block_table);
     for (int64_t b = 0; b < table.size(0); ++b) {
       const int64_t begin = first.const_data_ptr<int64_t>()[b];
-      check_pages("kv_append", table, b, begin, begin + T, key_cache.size(2), key_cache.size(0));
+      check_pages("kv_append", table, b, begin, begin + T, row_slots(key_cache).expect_int(),
+                  key_cache.size(0));
     }
   }
   for (const auto& [name, scale] :

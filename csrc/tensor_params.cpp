@@ -16,6 +16,13 @@ Tensor with_contiguous_rows(const Tensor& t) {
   return t.size(-1) <= 1 || t.stride(-1) == 1 ? t : t.contiguous();
 }
 
+// Packed keys as the device's kernels read them.
+Tensor readable_keys(const Tensor& key) {
+  if (!is_packed(key)) return with_contiguous_rows(key);
+  if (!key.is_cpu()) return unpacked(key);
+  return has_contiguous_groups(key) ? key : key.contiguous();
+}
+
 Tensor in_accumulation_dtype(const OptionalTensor& t, const Tensor& query) {
   return t ? t->to(accumulation_dtype(query)).contiguous() : Tensor();
 }
@@ -26,7 +33,8 @@ T* data_or_null(const Tensor& t) {
 }
 
 kernels::Cache cache_params(const Tensor& t, const OptionalTensor& scale) {
-  kernels::Cache cache{t.data_ptr(), kernel_dtype(t), t.stride(0), t.stride(1), t.stride(2), {}};
+  kernels::Cache cache{t.data_ptr(), kernel_dtype(t), t.stride(0), t.stride(1), t.stride(2),
+                       {},           is_packed(t)};
   if (scale && scale->dim() == 1) {
     cache.scales = {scale->data_ptr<float>(), 0, scale->stride(0), 0};
   } else if (scale) {
@@ -37,8 +45,8 @@ kernels::Cache cache_params(const Tensor& t, const OptionalTensor& scale) {
 
 kernels::BlockTable block_table_params(const OptionalTensor& table, const Tensor& key) {
   if (!table) return {};
-  return {table->const_data_ptr<int32_t>(), table->stride(0), table->stride(1), key.size(2),
-          key.size(0)};
+  return {table->const_data_ptr<int32_t>(), table->stride(0), table->stride(1),
+          row_slots(key).expect_int(), key.size(0)};
 }
 
 kernels::Mask mask_params(const Tensor& mask) {  // expanded to [B, H_q, T, S]
@@ -82,8 +90,21 @@ double score_scale(const AttentionOptions& options, int64_t D) {
   return options.scale.value_or(1 / std::sqrt(static_cast<double>(D)));
 }
 
+bool is_packed(const Tensor& key) { return key.dim() == 5; }
+
+bool has_contiguous_groups(const Tensor& key) {
+  return key.stride(4) == 1 && (key.size(3) <= 1 || key.stride(3) == kernels::kPackedSlots);
+}
+
+Tensor unpacked(const Tensor& key) { return key.transpose(3, 4).flatten(2, 3); }
+
+c10::SymInt row_slots(const Tensor& key) {
+  return is_packed(key) ? key.sym_size(2) * kernels::kPackedSlots : key.sym_size(2);
+}
+
 int64_t cache_slots(const Tensor& key, const OptionalTensor& block_table) {
-  return block_table ? block_table->size(1) * key.size(2) : key.size(2);
+  const int64_t slots = row_slots(key).expect_int();
+  return block_table ? block_table->size(1) * slots : slots;
 }
 
 AttentionCall attention_inputs(const Tensor& query, const Tensor& key, const Tensor& value,
@@ -93,7 +114,7 @@ AttentionCall attention_inputs(const Tensor& query, const Tensor& key, const Ten
 
   AttentionCall call;
   call.query = with_contiguous_rows(query);
-  call.key = with_contiguous_rows(key);
+  call.key = readable_keys(key);
   call.value = with_contiguous_rows(value);
   if (o.attn_mask) call.mask = o.attn_mask->expand({B, H_q, T, S});
   if (o.seq_lens) call.seq_lens = o.seq_lens->to(at::kLong).contiguous();

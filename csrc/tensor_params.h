@@ -51,6 +51,18 @@ at::ScalarType accumulation_dtype(const Tensor& tensor);
 // The factor of the scores: the given one, or 1 / sqrt(D).
 double score_scale(const AttentionOptions& options, int64_t D);
 
+// Keys [B, H_kv, S / 16, D, 16], or a pool of them.
+bool is_packed(const Tensor& key);
+
+// That sixteen slots of packed keys are one piece of memory, as kernels have to find them.
+bool has_contiguous_groups(const Tensor& key);
+
+// Packed keys in order, [B, H_kv, S, D].
+Tensor unpacked(const Tensor& key);
+
+// The slots of a batch row or a page: S, or page_size.
+c10::SymInt row_slots(const Tensor& key);
+
 // How many slots a cache row has: S, or with a block table pages * page_size.
 int64_t cache_slots(const Tensor& key, const OptionalTensor& block_table);
 

@@ -8,6 +8,7 @@
 #include "../checks.h"
 #include "../library.h"
 #include "../signature.h"
+#include "../tensor_params.h"
 #include "forward_mode.h"
 #include "node.h"
 
@@ -121,6 +122,10 @@ std::optional<OutAndLse> differentiable(const char* op, const Tensor& query, con
   const Tensor mask = value_or_undefined(options.attn_mask);
   const Tensor sinks = value_or_undefined(options.sinks);
   if (!torch::autograd::compute_requires_grad(query, key, value, mask, sinks)) return std::nullopt;
+  if (is_packed(key)) {
+    check_attention(op, query, key, value, options);  // before its shape is another one
+    return differentiable(op, query, unpacked(key), value, options);
+  }
 
   const auto node = make_node<AttentionBackward>();
   node->set_next_edges(torch::autograd::collect_next_edges(query, key, value, mask, sinks));

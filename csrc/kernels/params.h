@@ -41,13 +41,19 @@ struct Scales {
   int64_t row_stride = 0, head_stride = 0, slot_stride = 0;
 };
 
+// Of packed keys, that lie side by side.
+constexpr int64_t kPackedSlots = 16;
+
 // Keys or values: [B, H_kv, S, D], or with a block table a pool [num_pages, H_kv, page_size, D].
+// Packed keys, which the CPU alone reads: [.., S / 16, D, 16], the last two dimensions contiguous.
 struct Cache {
   void* data = nullptr;
   DType dtype = DType::kFloat32;
   int64_t row_stride = 0;  // between batch rows, or between pages
-  int64_t head_stride = 0, slot_stride = 0;
-  Scales scales;  // data is null unless the dtype is quantised
+  int64_t head_stride = 0;
+  int64_t slot_stride = 0;  // of packed keys between groups of 16
+  Scales scales;            // data is null unless the dtype is quantised
+  bool is_packed = false;
 };
 
 // Which page holds slots [i * page_size, (i + 1) * page_size) of a row; null for a contiguous
@@ -139,8 +145,8 @@ struct MergeParams {
 class RangeBody {
  public:
   template <class Body>
-    requires(!std::is_same_v<Body, RangeBody>)
-  RangeBody(const Body& body)  // implicit, as a parameter wants it
+  requires(!std::is_same_v<Body, RangeBody>)
+      RangeBody(const Body& body)  // implicit, as a parameter wants it
       : body_(&body), call_([](const void* body, int64_t begin, int64_t end) {
           (*static_cast<const Body*>(body))(begin, end);
         }) {}

@@ -28,8 +28,11 @@ inline int64_t run_of_slots(const BlockTable& table, SlotPlace place, int64_t co
   return table.pages ? std::min(count, table.page_size - place.slot) : count;
 }
 
+// Of a slot's first element.
 MQA_HOST_DEVICE inline int64_t row_offset(const Cache& cache, SlotPlace place, int64_t head) {
-  return place.row * cache.row_stride + head * cache.head_stride + place.slot * cache.slot_stride;
+  const int64_t row = place.row * cache.row_stride + head * cache.head_stride;
+  if (!cache.is_packed) return row + place.slot * cache.slot_stride;
+  return row + place.slot / kPackedSlots * cache.slot_stride + place.slot % kPackedSlots;
 }
 
 // Of a quantised cache.

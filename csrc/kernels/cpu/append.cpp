@@ -23,8 +23,8 @@ class Appender {
  public:
   explicit Appender(const AppendParams& p)
       : p_(p),
-        store_key_(row_store(p.key.source_dtype, p.key.cache.dtype)),
-        store_value_(row_store(p.value.source_dtype, p.value.cache.dtype)),
+        store_key_(row_store_of(p.key)),
+        store_value_(row_store_of(p.value)),
         blocks_((p.T + kBlockTokens - 1) / kBlockTokens) {}
 
   int64_t count() const { return p_.B * blocks_; }
@@ -39,6 +39,10 @@ class Appender {
   }
 
  private:
+  static StoreRows row_store_of(const Side& side) {
+    return row_store(side.source_dtype, side.cache.dtype, side.cache.is_packed);
+  }
+
   int64_t bytes_of(const Side& side) const {
     return p_.B * p_.H_kv * p_.T * side.width *
            (size_of(side.source_dtype) + size_of(side.cache.dtype));
@@ -64,11 +68,13 @@ class Appender {
     const Cache& cache = side.cache;
     const int64_t from = batch * side.source_batch_stride + head * side.source_head_stride +
                          token * side.source_token_stride;
-    const int64_t to = row_offset(cache, place, head);
+    const int64_t first_slot = cache.is_packed ? place.slot % kPackedSlots : 0;
+    const int64_t to = row_offset(cache, place, head) - first_slot;
     store({.source = static_cast<const char*>(side.source) + from * size_of(side.source_dtype),
            .source_stride = side.source_token_stride,
            .cache = static_cast<char*>(cache.data) + to * size_of(cache.dtype),
            .cache_stride = cache.slot_stride,
+           .first_slot = first_slot,
            .rows = count,
            .width = side.width,
            .scales = cache.scales.data ? &scale_at(cache, place, head) : nullptr,

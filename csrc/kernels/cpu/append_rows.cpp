@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "../formats.h"
+#include "append_packed.h"
 #include "append_quantise.h"
 #include "simd.h"
 
@@ -70,17 +71,30 @@ void convert_row(const typename From::Storage* from, int64_t width, typename To:
   }
 }
 
+// Columns [begin, end) of a row.
 template <class From, class To>
-void append_row(const Rows<From, To>& rows, int64_t r) {
-  const int64_t width = rows.run.width;
+void append_columns(const Rows<From, To>& rows, int64_t r, int64_t begin, int64_t end,
+                    typename To::Storage* to) {
+  const typename From::Storage* from = rows.source(r) + begin;
   if constexpr (std::is_same_v<From, To>) {
-    std::memcpy(rows.cache(r), rows.source(r), width * sizeof(*rows.cache(r)));
+    std::memcpy(to, from, (end - begin) * sizeof *to);
   } else if constexpr (kIsQuantised<To>) {
     const AccOf<From> scale = rows.scale(r);
     const AccOf<From> divisor = scale == 0 ? 1 : scale;  // a row of zeros has scale 0 and codes 0
-    quantise<From, To>(rows.source(r), divisor, width, rows.cache(r));
+    quantise<From, To>(from, divisor, end - begin, to);
   } else {
-    convert_row<From, To>(rows.source(r), width, rows.cache(r));
+    convert_row<From, To>(from, end - begin, to);
+  }
+}
+
+// Of rows [begin, end) of a cache of codes, unless they are given.
+template <class From, class To>
+void find_scales(const Rows<From, To>& rows, int64_t begin, int64_t end) {
+  if constexpr (kIsQuantised<To>) {
+    for (int64_t r = begin; r < end && !rows.run.scale_given; ++r) {
+      const auto largest = max_magnitude<From>(rows.source(r), rows.run.width);
+      rows.scale(r) = static_cast<float>(largest / kLargestCode<To>);
+    }
   }
 }
 
@@ -89,15 +103,32 @@ void store_rows(const RowRun& run) {
   const Rows<From, To> rows{run};
   for (int64_t first = 0; first < run.rows; first += kGroupRows) {
     const int64_t end = std::min(first + kGroupRows, run.rows);
-    if constexpr (kIsQuantised<To>) {
-      for (int64_t r = first; r < end && !run.scale_given; ++r) {
-        const auto largest = max_magnitude<From>(rows.source(r), run.width);
-        rows.scale(r) = static_cast<float>(largest / kLargestCode<To>);
-      }
-    }
+    find_scales(rows, first, end);
     for (int64_t r = first; r < end; ++r) {
       rows.prefetch(r + kGroupRows);
-      append_row(rows, r);
+      append_columns(rows, r, 0, run.width, rows.cache(r));
+    }
+  }
+  clear_upper_lanes();
+}
+
+// To packed keys: sixteen rows at a time, some columns of them after the other, become columns.
+template <class From, class To>
+void store_packed_rows(const RowRun& run) {
+  using Stored = typename To::Storage;
+  const Rows<From, To> rows{run};
+  Stored* group = static_cast<Stored*>(run.cache);
+  int64_t slot = run.first_slot;
+  for (int64_t first = 0, end; first < run.rows; first = end, slot = 0, group += run.cache_stride) {
+    end = std::min(first + kPackedSlots - slot, run.rows);
+    find_scales(rows, first, end);
+    for (int64_t column = 0; column < run.width; column += kPackedColumns) {
+      const int64_t columns_end = std::min(column + kPackedColumns, run.width);
+      alignas(64) Stored block[kPackedSlots * kPackedColumns];
+      for (int64_t r = first; r < end; ++r) {
+        append_columns(rows, r, column, columns_end, block + (r - first) * kPackedColumns);
+      }
+      store_slots(block, end - first, columns_end - column, group + column * kPackedSlots + slot);
     }
   }
   clear_upper_lanes();
@@ -107,13 +138,15 @@ void store_rows(const RowRun& run) {
 
 namespace MQA_ISA {
 
-StoreRows row_store(DType source, DType cache) {
+StoreRows row_store(DType source, DType cache, bool is_packed) {
   StoreRows result = nullptr;
   with_format(source, [&](auto from) {
     with_format(cache, [&](auto to) {
       using From = decltype(from);
       using To = decltype(to);
-      if constexpr (!kIsQuantised<From>) result = store_rows<From, To>;  // none appends codes
+      if constexpr (!kIsQuantised<From>) {  // none appends codes
+        result = is_packed ? store_packed_rows<From, To> : store_rows<From, To>;
+      }
     });
   });
   return result;

@@ -9,8 +9,9 @@ namespace mqa::kernels::cpu {
 struct RowRun {
   const void* source;
   int64_t source_stride;
-  void* cache;
-  int64_t cache_stride;
+  void* cache;           // of packed keys the first group of 16 slots
+  int64_t cache_stride;  // theirs between groups
+  int64_t first_slot;    // theirs: the first row's, in its group
   int64_t rows, width;
   // Of a quantised cache, one per row or with stride 0 one for all: given, or else written.
   float* scales;
@@ -21,6 +22,6 @@ struct RowRun {
 using StoreRows = void (*)(const RowRun&);
 
 // Copies, converts or quantises; for the ISA in use.
-StoreRows row_store(DType source, DType cache);
+StoreRows row_store(DType source, DType cache, bool is_packed);
 
 }  // namespace mqa::kernels::cpu

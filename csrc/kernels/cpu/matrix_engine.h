@@ -33,7 +33,7 @@ class MatrixEngine {
         ahead_(p, work, next),
         query_(static_cast<const uint32_t*>(query)) {
     Pieces pieces(scratch);
-    key_buffer_ = pieces.take<BFloat16Bits>(kChunkKeys * key_width());
+    key_buffer_ = pieces.take<BFloat16Bits>((kChunkKeys + kTileKeys) * key_width());
     value_buffer_ = pieces.take<BFloat16Bits>(kChunkKeys * value_width());
     const int64_t strips = whole_tiles({0, value_width()}, kStripColumns * kGroupRows).end;
     values_ = pieces.take<uint32_t>(kChunkKeys / 2 * strips);
@@ -49,8 +49,13 @@ class MatrixEngine {
   }
 
   void find_keys() {
-    CacheTiles<BFloat16Bits>(p_, tile_, p_.key, /*scaled=*/false, p_.D, key_width(), key_buffer_)
-        .find(keys_, nullptr, key_tiles_);
+    if (p_.key.is_packed) {
+      PackedKeys<PairProducts<BFloat16Bits>>(p_, tile_, /*scaled=*/false)
+          .find_rows(keys_, key_width(), key_buffer_, key_tiles_);
+    } else {
+      CacheTiles<BFloat16Bits>(p_, tile_, p_.key, /*scaled=*/false, p_.D, key_width(), key_buffer_)
+          .find(keys_, nullptr, key_tiles_);
+    }
     key_scales_ = find_scales(p_, tile_, p_.key, keys_, nullptr, key_scale_buffer_);
     // Products take tiles in pairs: the scores of one that is not there will be hidden.
     const KeyRange found = tiles_of(keys_);

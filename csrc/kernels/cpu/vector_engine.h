@@ -10,7 +10,7 @@
 #include <bit>
 
 #include "attend.h"
-#include "products.h"
+#include "packed_keys.h"
 
 namespace mqa::kernels::cpu {
 namespace {
@@ -115,7 +115,7 @@ class VectorEngine {
         ahead_(p, work, next),
         query_(static_cast<const Element*>(query)) {
     Pieces pieces(scratch);
-    key_buffer_ = pieces.take<Stored>(kChunkKeys * key_width());
+    key_buffer_ = pieces.take<Stored>((kChunkKeys + kTileKeys) * packed_width());
     value_buffer_ = pieces.take<Stored>(kChunkKeys * value_width());
     if constexpr (kStep > 1 && kManyRows)
       pairs_ = pieces.take<Element>(kChunkKeys / kStep * value_width());
@@ -132,8 +132,15 @@ class VectorEngine {
 
   void find_keys() {
     constexpr bool kScaledCopies = kStep == 1 && !P::kScaled;
-    CacheTiles<Stored>(p_, tile_, p_.key, kScaledCopies, p_.D, key_width(), key_buffer_)
-        .find(keys_, nullptr, key_tiles_);
+    const PackedKeys<P> packed(p_, tile_, kScaledCopies);
+    if (!p_.key.is_packed) {
+      CacheTiles<Stored>(p_, tile_, p_.key, kScaledCopies, p_.D, key_width(), key_buffer_)
+          .find(keys_, nullptr, key_tiles_);
+    } else if constexpr (kManyRows) {
+      packed.find_rows(keys_, packed_width(), key_buffer_, key_tiles_);
+    } else {
+      packed.find(keys_, key_width(), key_buffer_, key_tiles_);
+    }
     if constexpr (kStep > 1) {
       key_scales_ = find_scales(p_, tile_, p_.key, keys_, nullptr, key_scale_buffer_);
     } else if constexpr (P::kScaled) {
@@ -207,6 +214,7 @@ class VectorEngine {
     return whole_tiles({0, (p_.D + kStep - 1) / kStep}, kGranule).end;
   }
   int64_t key_width() const { return key_elements() * kStep; }
+  int64_t packed_width() const { return elements<P>(p_.D) * kStep; }
   int64_t value_width() const { return padded(p_.D_v); }
 
   void find_factors(const Cache& cache, const bool* used, float* factors) const {
@@ -280,13 +288,23 @@ class VectorEngine {
     constexpr int64_t kContending = 4096;
     const bool contend = key_tiles_[span.begin / kTileKeys].stride % kContending == 0;
     int64_t key = span.begin;
-    for (; !contend && key + kCount * kLanes<Acc> <= span.end; key += kCount * kLanes<Acc>) {
-      score_few<kRows, kCount>(key);
+    const auto score = [&](auto count, auto packed) {
+      for (; key + count * kLanes<Acc> <= span.end; key += count * kLanes<Acc>) {
+        score_few<kRows, count, packed>(key);
+      }
+    };
+    constexpr std::integral_constant<int, kCount> together;
+    constexpr std::integral_constant<int, 1> alone;
+    if (p_.key.is_packed) {
+      score(together, std::true_type());
+      score(alone, std::true_type());
+    } else {
+      if (!contend) score(together, std::false_type());
+      score(alone, std::false_type());
     }
-    for (; key < span.end; key += kLanes<Acc>) score_few<kRows, 1>(key);
   }
 
-  template <int kRows, int kCount>
+  template <int kRows, int kCount, bool kPacked>
   void score_few(int64_t key) {
     // Elements of a key that are loaded together: few if the registers have no room for more.
     constexpr int kLeast = 16 / sizeof(Element), kHalf = std::max(kLanes<Acc> / 2, kLeast);
@@ -316,6 +334,11 @@ class VectorEngine {
         Vector<Element> keys[kCount][kRun];
         for (int c = 0; c < kCount; ++c) {
           for (int i = 0; i < kRun; ++i) {
+            if constexpr (kPacked) {
+              const Stored* from = reinterpret_cast<const Stored*>(rows[c]);
+              keys[c][i] = load_packed<P>(from + (e + i) * kStep * kPackedSlots);
+              continue;
+            }
             const void* runs[kRuns];
             for (int r = 0; r < kRuns; ++r) {
               runs[r] = rows[c] + e * kStep * sizeof(Stored) +
@@ -323,7 +346,7 @@ class VectorEngine {
             }
             keys[c][i] = P::template load<kRuns>(runs);
           }
-          transpose(keys[c]);
+          if constexpr (!kPacked) transpose(keys[c]);
           if constexpr (kStep == 1 && P::kScaled) {
             const Vector<Acc> scales = load(key_scale_buffer_ + key + c * kLanes<Acc>);
             for (Vector<Element>& k : keys[c]) k *= scales;

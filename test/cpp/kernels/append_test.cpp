@@ -214,8 +214,48 @@ struct RowsCase {
   }
 
   void store() {
-    cpu::row_store(source_dtype, cache_dtype)({source.data(), stride(), cache.data(), stride(),
-                                               kRows, width, scales.data(), 1, scale_given});
+    cpu::row_store(source_dtype, cache_dtype, /*is_packed=*/false)(run(cache, stride(), 0));
+  }
+
+  // As packed keys whose first row goes to `slot`; others keep what they hold.
+  std::vector<char> stored_packed(int64_t slot) {
+    std::vector<char> packed(group_stride() * groups(slot) * size_of(cache_dtype), 0x5a);
+    cpu::row_store(source_dtype, cache_dtype,
+                   /*is_packed=*/true)(run(packed, group_stride(), slot));
+    return packed;
+  }
+
+  std::vector<char> expected_packed(int64_t slot) const {
+    const int64_t size = size_of(cache_dtype);
+    std::vector<char> packed(group_stride() * groups(slot) * size, 0x5a);
+    for (int64_t r = 0; r < kRows; ++r) {
+      const int64_t to = slot + r;
+      for (int64_t d = 0; d < width; ++d) {
+        const int64_t at =
+            to / kPackedSlots * group_stride() + d * kPackedSlots + to % kPackedSlots;
+        std::copy_n(expected.data() + (r * stride() + d) * size, size, packed.data() + at * size);
+      }
+    }
+    return packed;
+  }
+
+  void expect_scales() const {
+    for (int64_t r = 0; r < kRows; ++r) {
+      if (std::isnan(expected_scales[r])) {
+        ASSERT_TRUE(std::isnan(scales[r])) << r;
+      } else {
+        ASSERT_EQ(scales[r], expected_scales[r]) << r;
+      }
+    }
+  }
+
+ private:
+  int64_t group_stride() const { return width * kPackedSlots + kGap; }
+  static int64_t groups(int64_t slot) { return (slot + kRows + kPackedSlots - 1) / kPackedSlots; }
+
+  cpu::RowRun run(std::vector<char>& to, int64_t to_stride, int64_t slot) {
+    return {source.data(), stride(), to.data(),     to_stride, slot,
+            kRows,         width,    scales.data(), 1,         scale_given};
   }
 };
 
@@ -230,12 +270,10 @@ TEST_P(StoreRows, GivesTheBitsOfOneElementAtATime) {
           RowsCase rows(from, to, width, scale_given);
           rows.store();
           ASSERT_EQ(rows.cache, rows.expected);
-          for (int64_t r = 0; r < RowsCase::kRows; ++r) {
-            if (std::isnan(rows.expected_scales[r])) {
-              ASSERT_TRUE(std::isnan(rows.scales[r])) << r;
-            } else {
-              ASSERT_EQ(rows.scales[r], rows.expected_scales[r]) << r;
-            }
+          rows.expect_scales();
+          for (int64_t slot : {0, 11}) {
+            ASSERT_EQ(rows.stored_packed(slot), rows.expected_packed(slot)) << "from slot " << slot;
+            rows.expect_scales();
           }
         }
       }

@@ -26,7 +26,7 @@ class Placement {
   Placement(const Problem& problem, const Layout& layout)
       : problem_(problem),
         layout_(layout),
-        slots_(layout.page_size ? layout.page_size : problem.shape.S + layout.spare_slots),
+        slots_(layout.page_size ? layout.page_size : row_slots()),
         row_pages_(layout.page_size ? (problem.shape.S + slots_ - 1) / slots_ : 1),
         rows_(layout.page_size ? problem.shape.B * row_pages_ + kSparePages : problem.shape.B),
         pages_(rows_) {
@@ -36,25 +36,29 @@ class Placement {
 
   int64_t capacity() const { return row_pages_ * slots_; }
 
-  Side place(const Numbers& from, const Numbers& scales, int64_t width) const {
+  Side place(const Numbers& from, const Numbers& scales, int64_t width, bool is_packed) const {
     const Shape& s = problem_.shape;
     const bool layers = layout_.order == Layout::Order::kLayers;
     const bool heads_first = layout_.order == Layout::Order::kHeadsFirst;
-    const int64_t stride = width + (layout_.order == Layout::Order::kGaps ? kGap : 0);
+    // Sixteen slots of packed keys are laid out as one of others is.
+    const int64_t together = is_packed ? kPackedSlots : 1, places = slots_ / together;
+    const int64_t size = together * width;
+    const int64_t stride = size + (layout_.order == Layout::Order::kGaps ? kGap : 0);
     const int64_t slot_size = (layers ? kLayers : 1) * s.H_kv * stride;
     Side side;
     Cache& cache = side.cache;
     cache.dtype = from.dtype();
-    cache.row_stride = slots_ * slot_size;
-    cache.head_stride = heads_first ? slots_ * stride : stride;
+    cache.is_packed = is_packed;
+    cache.row_stride = places * slot_size;
+    cache.head_stride = heads_first ? places * stride : stride;
     cache.slot_stride = heads_first ? stride : slot_size;
     const int64_t first = layers ? kLayer * s.H_kv * stride : 0;
     // Up to the last element that the cache has.
     side.data = Numbers(from.dtype(),
                         first + cache.row_stride * std::max<int64_t>(rows_ - 1, 0) +
                             cache.head_stride * (s.H_kv - 1) +
-                            cache.slot_stride * std::max<int64_t>(slots_ - 1, 0) +
-                            (rows_ && slots_ ? width : 0),
+                            cache.slot_stride * std::max<int64_t>(places - 1, 0) +
+                            (rows_ && places ? size : 0),
                         layout_.is_aligned);
     const bool floats = scales.size() == 0;
     const double unused = floats && layout_.fill != 0 ? layout_.fill : garbage(from.dtype());
@@ -65,9 +69,12 @@ class Placement {
       for (int64_t h = 0; h < s.H_kv; ++h) {
         for (int64_t j = 0; j < problem_.seq_lens[b]; ++j) {
           const int64_t row = row_of(b, j), slot = j % slots_;
-          side.data.copy(
-              first + row * cache.row_stride + h * cache.head_stride + slot * cache.slot_stride,
-              from, problem_.slot(b, h, j) * width, width);
+          const int64_t to = first + row * cache.row_stride + h * cache.head_stride +
+                             slot / together * cache.slot_stride + slot % together;
+          const int64_t run = is_packed ? 1 : width;
+          for (int64_t d = 0; d < width; d += run) {
+            side.data.copy(to + d * together, from, problem_.slot(b, h, j) * width + d, run);
+          }
           if (scales.size() && !problem_.options.head_scales) {
             side.scales.copy((row * s.H_kv + h) * slots_ + slot, scales, problem_.slot(b, h, j), 1);
           }
@@ -93,6 +100,10 @@ class Placement {
   int64_t rows() const { return rows_; }
 
  private:
+  int64_t row_slots() const {
+    const int64_t slots = problem_.shape.S + layout_.spare_slots;
+    return layout_.is_packed ? (slots + kPackedSlots - 1) / kPackedSlots * kPackedSlots : slots;
+  }
   int64_t row_of(int64_t b, int64_t j) const { return pages_[b * row_pages_ + j / slots_]; }
 
   void place_scales(const Numbers& scales, Side& side) const {
@@ -147,6 +158,7 @@ class Guarded {
 std::ostream& operator<<(std::ostream& out, const Layout& layout) {
   const char* orders[] = {"heads first", "slots first", "gaps", "layers"};
   out << orders[static_cast<int>(layout.order)];
+  if (layout.is_packed) out << ", packed keys";
   if (layout.page_size) out << " in pages of " << layout.page_size;
   if (!layout.is_aligned) out << " unaligned";
   if (layout.spare_slots) out << " with " << layout.spare_slots << " spare slots";
@@ -187,15 +199,15 @@ class Call {
         query_(problem.format.query, problem.query.size(), layout.is_aligned),
         alibi_(problem.alibi_slopes),
         sinks_(problem.sinks),
-        key_(placement_.place(problem.key, problem.key_scales, s_.D)),
-        value_(placement_.place(problem.value, problem.value_scales, s_.D_v)),
+        key_(placement_.place(problem.key, problem.key_scales, s_.D, layout.is_packed)),
+        value_(placement_.place(problem.value, problem.value_scales, s_.D_v, false)),
         table_(placement_.table()),
         mask_(mask_of(problem, placement_.capacity())),
         out_(problem.format.query, s_.B * s_.H_q() * s_.T * s_.D_v),
         lse_(problem.accumulator(), s_.B * s_.H_q() * s_.T) {
     const Options& o = problem.options;
     query_.copy(0, problem.query, 0, query_.size());
-    if (s_.value_is_key) value_.cache = key_.cache;
+    if (s_.value_is_key && !layout.is_packed) value_.cache = key_.cache;
     AttentionParams& p = params;
     p.B = s_.B, p.H_q = s_.H_q(), p.H_kv = s_.H_kv;
     p.T = s_.T, p.S = placement_.capacity(), p.D = s_.D, p.D_v = s_.D_v;

@@ -24,6 +24,7 @@ struct Layout {
   int64_t spare_slots = 0;  // capacity beyond S, not paged
   double fill = 0;          // for float caches: put into unused slots instead of garbage, if not 0
   bool is_aligned = true;   // query and caches start at multiples of 16 bytes
+  bool is_packed = false;   // keys; pages are multiples of 16 slots, others get as many
 };
 std::ostream& operator<<(std::ostream& out, const Layout& layout);
 

@@ -11,8 +11,8 @@ class KVCache:
 
     Attributes:
         tensors: `[key_0, value_0, key_1, ...]`, each `[B, H_kv, S, D]` with S = capacity
-            (with `attention_impl="torch"`, S is what has been filled so far); the scales of 8-bit
-            elements follow, see `Decoder.new_cache`.
+            (with `attention_impl="torch"`, S is what has been filled so far); 8-bit elements and
+            packed keys are laid out as `Decoder.new_cache` says.
         lengths: int64 `[B]`, the filled slots of each sequence.
         capacity: the most tokens a sequence may have.
 
@@ -29,8 +29,15 @@ class KVCache:
         (tensor([3]), 2048)
     """
 
-    def __init__(self, model: Decoder, batch: int, capacity: int, dtype: str = "auto") -> None:
-        self.tensors: list[Tensor] = model.new_cache(batch, capacity, dtype)
+    def __init__(
+        self,
+        model: Decoder,
+        batch: int,
+        capacity: int,
+        dtype: str = "auto",
+        packed_keys: bool = False,
+    ) -> None:
+        self.tensors: list[Tensor] = model.new_cache(batch, capacity, dtype, packed_keys)
         self.lengths = torch.zeros(batch, dtype=torch.int64, device=self.tensors[0].device)
         self.capacity = capacity
 

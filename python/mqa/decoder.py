@@ -8,7 +8,8 @@ Letters: `B` sequences, `T` new tokens, `S` cache slots, `H_q`/`H_kv` query/KV h
 Token number p of a sequence lives in slot p of its row of every cache tensor. A cache is the flat
 list `[key_0, value_0, key_1, value_1, ...]` over the layers, each `[B, H_kv, S, D]`; if its
 elements have 8 bits, their scales follow: `[..., key_scale_0, value_scale_0, ...]`, each float32
-`[B, H_kv, S]`. Without a cache, for training, the new tokens are whole sequences.
+`[B, H_kv, S]`. Packed keys are `[B, H_kv, S / 16, D, 16]`. Without a cache, for training, the new
+tokens are whole sequences.
 """
 
 from collections.abc import Mapping
@@ -82,7 +83,9 @@ class Decoder(nn.Module):
         return Decoder.from_weights(config, self.state_dict())
 
     @torch.jit.export
-    def new_cache(self, batch: int, capacity: int, dtype: str = "auto") -> list[Tensor]:
+    def new_cache(
+        self, batch: int, capacity: int, dtype: str = "auto", packed_keys: bool = False
+    ) -> list[Tensor]:
         """An empty cache for `batch` sequences of up to `capacity` tokens each.
 
         With `attention_impl="torch"` the tensors start without slots, and each call replaces
@@ -93,6 +96,8 @@ class Decoder(nn.Module):
             capacity: slots of each.
             dtype: of the elements: "auto" (that of the weights), "int8" or "float8_e4m3fn". With
                 8 bits every token and head has a scale.
+            packed_keys: lay keys out as decode steps with up to 8 query heads per KV head read them
+                fastest, see `mqa.attention`; the slots are rounded up to 16. On CPU only.
         """
         if batch < 1 or capacity < 1 or capacity > self.max_position:
             raise ValueError(
@@ -102,16 +107,29 @@ class Decoder(nn.Module):
         if dtype not in ["auto", "int8", "float8_e4m3fn"]:
             raise ValueError(f"new_cache: expected dtype auto, int8 or float8_e4m3fn, got {dtype}")
         weight = self.embed_tokens.weight
+        if self.attention_impl != "mqa" and (dtype != "auto" or packed_keys):
+            kind = "packed keys" if packed_keys else f"a cache of {dtype}"
+            raise ValueError(f"new_cache: {kind} needs attention_impl mqa, got torch")
+        if packed_keys and weight.device.type != "cpu":
+            raise ValueError(f"new_cache: packed keys need a model on cpu, got {weight.device}")
         slots = capacity if self.attention_impl == "mqa" else 0
-        shape = [batch, self.num_kv_heads, slots, self.head_dim]
-        if dtype == "auto":
-            return [weight.new_empty(shape) for _ in range(2 * self.num_layers)]
-        if self.attention_impl != "mqa":
-            raise ValueError(f"new_cache: a cache of {dtype} needs attention_impl mqa, got torch")
-        element = torch.int8 if dtype == "int8" else torch.float8_e4m3fn
-        elements = [weight.new_empty(shape, dtype=element) for _ in range(2 * self.num_layers)]
-        scales = [weight.new_empty(shape[:3], dtype=torch.float32) for _ in elements]
-        return elements + scales
+        if packed_keys:
+            slots = (slots + 15) // 16 * 16
+        values = [batch, self.num_kv_heads, slots, self.head_dim]
+        keys = values
+        if packed_keys:
+            keys = [batch, self.num_kv_heads, slots // 16, self.head_dim, 16]
+        element = weight.dtype
+        if dtype != "auto":
+            element = torch.int8 if dtype == "int8" else torch.float8_e4m3fn
+        cache: list[Tensor] = []
+        for _ in range(self.num_layers):
+            cache.append(weight.new_empty(keys, dtype=element))
+            cache.append(weight.new_empty(values, dtype=element))
+        if dtype != "auto":
+            for _ in range(2 * self.num_layers):
+                cache.append(weight.new_empty(values[:3], dtype=torch.float32))
+        return cache
 
     def forward(self, tokens: Tensor, positions: Tensor, cache: list[Tensor]) -> Tensor:
         """Append `tokens [B, T]` from slot `positions[b]` on; logits `[B, T, vocab]` of all."""

@@ -73,3 +73,35 @@ def test_8_bit_caches_need_our_attention() -> None:
         model.new_cache(1, 4, "int8")
     with pytest.raises(ValueError, match="expected dtype auto, int8 or float8_e4m3fn, got int4"):
         tiny_decoder().new_cache(1, 4, "int4")
+
+
+@pytest.mark.parametrize("dtype", ["auto", "int8", "float8_e4m3fn"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_packed_keys_change_no_bit(name: str, dtype: str) -> None:
+    model = tiny_decoder(**ARCHITECTURES[name])
+    prompt, step = random_tokens(2, 21), random_tokens(2, 1)
+    results = []
+    for packed_keys in (False, True):
+        cache = model.new_cache(2, 30, dtype, packed_keys)
+        for tensor in cache:
+            tensor.view(torch.uint8).fill_(0x7F)
+        lengths = torch.tensor([21, 13])
+        logits = model.prefill(prompt, lengths, cache)
+        results.append((logits, model.decode(step[:, 0], lengths, cache)))
+    for in_order, packed in zip(*results, strict=True):
+        assert torch.equal(packed, in_order)
+
+
+def test_packed_keys_lie_in_groups_of_16_slots() -> None:
+    model = tiny_decoder(num_kv_heads=2)
+    cache = mqa.KVCache(model, batch=3, capacity=17, dtype="int8", packed_keys=True)
+    assert [list(tensor.shape) for tensor in cache.tensors[:2]] == [[3, 2, 2, 8, 16], [3, 2, 32, 8]]
+    assert [list(tensor.shape) for tensor in cache.tensors[4:]] == [[3, 2, 32]] * 4
+    assert cache.capacity == 17
+
+
+def test_packed_keys_need_our_attention_on_cpu() -> None:
+    with pytest.raises(ValueError, match="packed keys needs attention_impl mqa, got torch"):
+        tiny_decoder(attention_impl="torch").new_cache(1, 4, packed_keys=True)
+    with pytest.raises(ValueError, match="packed keys need a model on cpu, got meta"):
+        tiny_decoder().to("meta").new_cache(1, 4, packed_keys=True)

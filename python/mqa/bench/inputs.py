@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -100,6 +100,11 @@ def dequantised(cache: Cache, dtype: torch.dtype) -> Cache:
     key = cache.key.float() * cache.key_scale[..., None]
     value = cache.value.float() * cache.value_scale[..., None]
     return Cache(key.to(dtype), value.to(dtype))
+
+
+def packed(cache: Cache) -> Cache:
+    """The same cache with packed keys; S is a multiple of 16."""
+    return replace(cache, key=cache.key.unflatten(2, (-1, 16)).transpose(3, 4).contiguous())
 
 
 def _fill(case: Case, content: Tensor) -> Cache:

@@ -15,7 +15,7 @@ from mqa.bench.device import Device
 from mqa.bench.floor import Bound, Floor, bound
 from mqa.bench.inputs import Inputs, make_inputs, num_caches
 from mqa.bench.others import BUSY
-from mqa.bench.peers import CONTENDERS, OURS, OURS_UNQUANTISED
+from mqa.bench.peers import CONTENDERS, OURS, OURS_PACKED, OURS_UNQUANTISED
 from mqa.bench.peers.contender import Contender
 from mqa.bench.reading import Mover
 from mqa.bench.timing import Samples, Timed, interleave
@@ -112,7 +112,7 @@ def measure_case(
         NotEnoughMemoryError: The caches do not fit into memory.
     """
     torch.set_num_threads(case.threads)
-    names = [name for name in options.contenders if name != OURS_UNQUANTISED or case.is_quantised]
+    names = [name for name in options.contenders if _is_of_interest(name, case, device)]
     copies = _copies(case, names)
     count = num_caches(case, options.cold_bytes, copies, device.available_memory())
     inputs = make_inputs(case, count, device)
@@ -137,11 +137,21 @@ def difference(ours: Tensor, theirs: Tensor) -> float:
     return float(largest.nan_to_num(nan=torch.inf))
 
 
+def _is_of_interest(name: str, case: Case, device: Device) -> bool:
+    """Whether the contender is another one for this case."""
+    if name == OURS_UNQUANTISED:
+        return case.is_quantised
+    if name == OURS_PACKED:  # on CPU only, in groups of 16 tokens
+        return device.torch.type == "cpu" and not case.is_causal and case.context % 16 == 0
+    return True
+
+
 def _copies(case: Case, names: Sequence[str]) -> int:
     """Private copies of the caches, in units of the common ones."""
+    copies = int(OURS_PACKED in names)
     if case.is_quantised:
-        return 2 if OURS_UNQUANTISED in names else 0
-    return int("vLLM" in names and importlib.util.find_spec("vllm") is not None)
+        return copies + (2 if OURS_UNQUANTISED in names else 0)
+    return copies + int("vLLM" in names and importlib.util.find_spec("vllm") is not None)
 
 
 def _prepare(

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from mqa.bench.cases import DTYPE_BYTES, QUANTISED, Case
 from mqa.bench.floor import Floor
 from mqa.bench.measure import Result
-from mqa.bench.peers import CONTENDERS, OURS
+from mqa.bench.peers import CONTENDERS, OURS, OURS_PACKED, OURS_UNQUANTISED
 from mqa.bench.summary import best_peer
 from mqa.plot_style import label_axes, logarithmic
 
@@ -30,6 +30,7 @@ COLORS = {
     "FlashAttention": "#e63946",
     "FlashInfer": "#457b9d",
 }
+OTHER_STYLES = {OURS_UNQUANTISED: ":", OURS_PACKED: "-."}  # ours, too
 FLOOR_COLOR = "#333333"
 DTYPE_COLORS = {
     "float32": "#5b8def",
@@ -113,7 +114,7 @@ def _time_panel(axes: Axes, results: Sequence[Result], axis: str) -> None:
                 markersize=3,
                 linewidth=2.2 if name == OURS else 1.2,
                 color=COLORS.get(name, COLORS[OURS]),
-                linestyle="-" if name in COLORS else ":",
+                linestyle=OTHER_STYLES.get(name, "-"),
                 label=name,
             )
     axes.plot(

@@ -12,7 +12,7 @@ from mqa.bench.extras import COPY, AppendResult, OverheadResult
 from mqa.bench.floor import Floor
 from mqa.bench.measure import Result
 from mqa.bench.others import BUSY
-from mqa.bench.peers import CONTENDERS, OURS, SDPA
+from mqa.bench.peers import CONTENDERS, OURS, OURS_PACKED, SDPA
 from mqa.bench.summary import (
     Summary,
     best_peer,
@@ -216,13 +216,14 @@ def _training_table(results: Sequence[TrainingResult]) -> Table:
 
 def _summary_table(summaries: Sequence[Summary]) -> Table:
     header = ["geometric mean / minimum", "cases", "vs best peer", "vs SDPA", "of floor"]
+    header += [f"{OURS_PACKED}, vs best peer"]
     rows = [
         [
             summary.name,
             str(summary.cases),
             *(
                 f"{pair[0]:.2f} / {pair[1]:.2f}" if pair else MISSING
-                for pair in (summary.best_peer, summary.sdpa, summary.floor)
+                for pair in (summary.best_peer, summary.sdpa, summary.floor, summary.packed)
             ),
         ]
         for summary in summaries
@@ -253,6 +254,7 @@ def _result_to_json(result: Result) -> dict[str, Any]:
         **asdict(result),
         "best_peer": best_peer(result),
         "speedup_best_peer": speedup(result, best_peer(result)),
+        "speedup_packed": speedup(result, best_peer(result), OURS_PACKED),
         "speedup_sdpa": speedup(result, SDPA),
         "floor_fraction": floor_fraction(result),
     }

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from mqa.bench.measure import Result
-from mqa.bench.peers import OURS, OURS_UNQUANTISED, PEERS, SDPA
+from mqa.bench.peers import OURS, OURS_PACKED, OURS_UNQUANTISED, PEERS, SDPA
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Summary:
         best_peer: Time of each case's fastest peer, divided by ours.
         sdpa: Time of SDPA(enable_gqa), divided by ours.
         floor: The least time on this machine, divided by ours.
+        packed: Time of each case's fastest peer, divided by ours with packed keys.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Summary:
     best_peer: tuple[float, float] | None
     sdpa: tuple[float, float] | None
     floor: tuple[float, float] | None
+    packed: tuple[float, float] | None
 
 
 def best_peer(result: Result) -> str | None:
@@ -35,11 +37,11 @@ def best_peer(result: Result) -> str | None:
     return min(names, key=lambda name: result.seconds[name].median, default=None)
 
 
-def speedup(result: Result, peer: str | None) -> float | None:
+def speedup(result: Result, peer: str | None, ours: str = OURS) -> float | None:
     """Time of the peer divided by ours, None if one of them was not timed."""
-    if peer is None or peer not in result.seconds or OURS not in result.seconds:
+    if peer is None or peer not in result.seconds or ours not in result.seconds:
         return None
-    return result.seconds[peer].median / result.seconds[OURS].median
+    return result.seconds[peer].median / result.seconds[ours].median
 
 
 def floor_fraction(result: Result) -> float | None:
@@ -80,6 +82,7 @@ def _summary(name: str, results: Sequence[Result]) -> Summary:
         _mean_and_minimum(speedup(result, best_peer(result)) for result in results),
         _mean_and_minimum(speedup(result, SDPA) for result in results),
         _mean_and_minimum(floor_fraction(result) for result in results),
+        _mean_and_minimum(speedup(result, best_peer(result), OURS_PACKED) for result in results),
     )
 
 

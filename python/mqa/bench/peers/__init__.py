@@ -7,6 +7,7 @@ from mqa.bench.peers.contender import Prepare
 
 OURS = "mqa"
 OURS_UNQUANTISED = "mqa, bfloat16 cache"
+OURS_PACKED = "mqa, packed keys"
 SDPA = "SDPA"
 
 PEERS: dict[str, Prepare] = {
@@ -24,5 +25,6 @@ PEERS: dict[str, Prepare] = {
 CONTENDERS: dict[str, Prepare] = {
     OURS: ours.prepare,
     OURS_UNQUANTISED: ours.prepare_unquantised,
+    OURS_PACKED: ours.prepare_packed,
     **PEERS,
 }

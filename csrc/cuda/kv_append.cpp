@@ -14,10 +14,10 @@ void kv_append(const Tensor& key_cache, const Tensor& value_cache, const Tensor&
   check_kv_append(key_cache, value_cache, key, value, positions, options);
   check_not_float64("kv_append", "key_cache", key_cache);
   check_not_float64("kv_append", "key", key);
+  check_append_memory(key_cache, value_cache, options);
   TORCH_CHECK_NOT_IMPLEMENTED(!is_packed(key_cache),
                               "mqa::kv_append: expected key_cache.dim() == 4 ",
                               "on CUDA (packed keys are for the CPU), got 5");
-  check_append_memory(key_cache, value_cache, options);
   const AppendCall call = append_call(key_cache, value_cache, key, value, positions, options);
   if (checks_contents()) check_append_contents(key_cache, key, call.positions, options);
 

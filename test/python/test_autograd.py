@@ -18,7 +18,7 @@ from devices import Ops
 from doors import fake, meta, torch_ops
 from mqa.bench.training import peak_bytes
 from strategies import attention_cases
-from transforms import paged
+from transforms import packed, paged, unpack
 
 MOST_ON_CUDA = 256  # head_dim
 DIFFERENTIABLE = ["query", "key", "value", "attn_mask", "sinks"]
@@ -208,6 +208,10 @@ WRONG_INPUTS = {
         {"grad_lse": torch.zeros(2, 6, 2)},
         "expected grad_lse.size(2) == 1 (as the results of attention), got 2",
     ),
+    "packed keys": (
+        {"key": torch.zeros(2, 2, 2, 16, 16)},
+        "expected key.dim() == 4 ([B, H_kv, S, D]), got 5",
+    ),
     "no mask": (
         {"output_mask": [True, True, True, True, False]},
         "expected no gradient of attn_mask to be wanted where it is missing or holds no floats, "
@@ -230,6 +234,20 @@ def test_wrong_inputs_of_the_backward(door: Any, wrong: str) -> None:
     with pytest.raises(RuntimeError) as raised:
         door("attention_backward", arguments | changes)
     assert str(raised.value).splitlines()[0] == f"mqa::attention_backward: {message}"
+
+
+def test_packed_keys_have_the_gradient_of_keys_in_order(ops: Ops) -> None:
+    case = build(T=3, S=32, seq_lens=[32, 5], is_causal=True)
+    packed_case = packed(case)
+    grads = []
+    for c in (case, packed_case):
+        inputs = {name: c[name].requires_grad_() for name in ("query", "key", "value")}
+        out = ops.attention(**c.but(**inputs))
+        grads.append(torch.autograd.grad(out.square().sum(), list(inputs.values())))
+    (query, key, value), (same_query, same_key, same_value) = grads
+    assert key.abs().sum() > 0
+    for x, same in ((query, same_query), (key, unpack(same_key)), (value, same_value)):
+        assert torch.equal(same, x)
 
 
 def test_out_alone_has_the_gradient_of_out() -> None:

@@ -17,7 +17,16 @@ import mqa
 from cases import FLOATS, QUANTISED, Case, build, fill_unused, quantised
 from devices import Ops
 from strategies import PAGE_SIZES, attention_cases, dense_cases
-from transforms import LAYOUTS, batch_rows, paged, query_head, query_rows, restrided, with_capacity
+from transforms import (
+    LAYOUTS,
+    batch_rows,
+    packed,
+    paged,
+    query_head,
+    query_rows,
+    restrided,
+    with_capacity,
+)
 
 CPU = Ops("cpu")
 
@@ -81,6 +90,27 @@ def test_pages(
 ) -> None:
     case = case if cache is None else quantised(case, cache, per_head=per_head)
     assert_same(ops, paged(case, page_size), ops.attention_lse(**case))
+
+
+@given(
+    dense_cases(),
+    st.sampled_from([None, 16, 48]),
+    st.sampled_from([None, *QUANTISED]),
+    st.booleans(),
+    st.sampled_from(LAYOUTS),
+)
+def test_packed_keys(
+    ops: Ops,
+    case: Case,
+    page_size: int | None,
+    cache: torch.dtype | None,
+    per_head: bool,
+    layout: str,
+) -> None:
+    case = case if cache is None else quantised(case, cache, per_head=per_head)
+    same = packed(paged(case, page_size) if page_size else case)
+    same["key"] = restrided(same["key"], layout)
+    assert_same(ops, same, ops.attention_lse(**case))
 
 
 @given(dense_cases(), st.sampled_from([0.0, torch.inf, -torch.inf, 6e4]))

@@ -17,7 +17,7 @@ from cases import FLOATS, QUANTISED, Case, build, quantised, random_mask, same_b
 from devices import Ops
 from doors import fake, meta, script, torch_ops, wrapper
 from strategies import attention_cases
-from transforms import paged
+from transforms import pack, packed, paged
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
@@ -34,9 +34,13 @@ class Step(torch.nn.Module):
         )
 
 
-def step_arguments(B: int = 2, T: int = 1, S: int = 8, first: int = 0) -> tuple[Any, ...]:
+def step_arguments(
+    B: int = 2, T: int = 1, S: int = 8, first: int = 0, is_packed: bool = False
+) -> tuple[Any, ...]:
     case = build(B=B, T=T, S=T)
     cache = [torch.randn(B, 2, S, 16) for _ in range(2)]
+    if is_packed:
+        cache[0] = pack(cache[0])
     return case["query"], case["key"], case["value"], cache, torch.arange(first, first + B)
 
 
@@ -148,6 +152,18 @@ def test_export_with_dynamic_shapes() -> None:
         assert_steps_alike(exported.module(), sizes)
 
 
+def test_export_with_packed_keys() -> None:
+    B, groups = Dim("B", min=2, max=64), Dim("groups", min=2, max=256)
+    new, keys, values = {0: B}, {0: B, 2: groups}, {0: B, 2: 16 * groups}
+    exported = torch.export.export(
+        Step(),
+        step_arguments(S=48, is_packed=True),
+        dynamic_shapes=(new, new, new, [keys, values], {0: B}),
+    )
+    for sizes in ({"S": 48}, {"B": 3, "S": 80, "first": 4}):
+        assert_steps_alike(exported.module(), sizes | {"is_packed": True})
+
+
 # opcheck
 
 FEATURES = {
@@ -172,6 +188,7 @@ FEATURES = {
     "values of another size": lambda: build(D_v=24),
     "other layouts": lambda: permuted(build(T=3, H_kv=1)),
     "paged": lambda: paged(build(seq_lens=[17, 5]), 4),
+    "packed keys": lambda: packed(build(T=3, seq_lens=[17, 5])),
     "int8": lambda: quantised(build(), torch.int8),
     "float8, a scale per head": lambda: quantised(build(), torch.float8_e4m3fn, per_head=True),
     "paged int8": lambda: paged(quantised(build(seq_lens=[17, 5]), torch.int8), 4),

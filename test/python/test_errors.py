@@ -138,6 +138,31 @@ ATTENTION: list[Row] = [
         "expected value.size(2) == 7 (key's slots), got 8",
     ),
     (
+        {"key": zeros(2, 2, 1, 8, 8)},
+        RuntimeError,
+        "expected key.size(4) == 16 (the slots of packed keys that lie side by side), got 8",
+    ),
+    (
+        {"key": zeros(2, 2, 1, 4, 16)},
+        RuntimeError,
+        "expected key.size(3) == 8 (query's head_dim), got 4",
+    ),
+    (
+        {"key": zeros(2, 2, 1, 8, 16)},
+        RuntimeError,
+        "expected value.size(2) == 16 (key's slots), got 7",
+    ),
+    (
+        {"value": zeros(2, 2, 1, 6, 16)},
+        RuntimeError,
+        "expected value.dim() == 4 ([B, H_kv, S, D_v]), got 5",
+    ),
+    (
+        {**PAGED, "key": zeros(6, 2, 1, 8, 16)},
+        RuntimeError,
+        "expected value.size(2) == 16 (key's page_size), got 4",
+    ),
+    (
         {**PAGED, "value": zeros(5, 2, 4, 6)},
         RuntimeError,
         "expected value.size(0) == 6 (key's num_pages), got 5",
@@ -591,6 +616,11 @@ APPEND_MEMORY: list[Row] = [
         "expected value_cache.stride(-1) == 1 (it is written in place), got 2",
     ),
     (
+        {"key_cache": zeros(2, 2, 1, 8, 32)[..., :16], "value_cache": zeros(2, 2, 16, 6)},
+        RuntimeError,
+        "expected key_cache.stride(3) == 16 (packed keys are written in place), got 32",
+    ),
+    (
         {"key_cache": zeros(1, 2, 7, 8).expand(2, 2, 7, 8)},
         RuntimeError,
         "expected key_cache not to overlap itself, got strides [0, 56, 8, 1]",
@@ -631,6 +661,11 @@ CUDA_MERGE: list[Row] = [
     )
 ]
 CUDA_APPEND: list[Row] = [
+    (
+        {"key_cache": zeros(2, 2, 1, 8, 16), "value_cache": zeros(2, 2, 16, 6)},
+        NotImplementedError,
+        "expected key_cache.dim() == 4 on CUDA (packed keys are for the CPU), got 5",
+    ),
     (
         {name: zeros(2, 2, 7, 8, dtype=float64) for name in ("key_cache", "value_cache")}
         | {"value": zeros(2, 2, 3, 8)},

@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import mqa
 import oracle
 from cases import FLOATS, QUANTISED, build, poisoned, same_bits
 from devices import Ops
 from strategies import HEAD_DIMS, PAGE_SIZES
-from transforms import LAYOUTS, batch_rows, restrided
+from transforms import LAYOUTS, batch_rows, pack, restrided, unpack
 
 
 def write(cache: Tensor, new: Tensor, positions: Tensor, block_table: Tensor | None) -> Tensor:
@@ -85,6 +86,34 @@ def test_any_append(ops: Ops, data: st.DataObject) -> None:
     ops.kv_append(**args, **options)
     for name, tensor in expected.items():
         assert same_bits((args | options)[name], tensor), name
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "transposed"])
+@pytest.mark.parametrize("is_paged", [False, True])
+@pytest.mark.parametrize("cache_dtype", FLOATS + QUANTISED)
+@pytest.mark.parametrize(("T", "D"), [(0, 8), (1, 80), (7, 128), (90, 576)])
+def test_packed_keys(T: int, D: int, cache_dtype: torch.dtype, is_paged: bool, layout: str) -> None:
+    """The same as in order, and nothing else."""
+    positions = torch.tensor([0, 21])
+    rows, slots = (8, 32) if is_paged else (2, 128)
+    options: dict[str, Tensor] = {}
+    if is_paged:
+        options["block_table"] = torch.randperm(8, dtype=torch.int32).view(2, 4)
+    if cache_dtype in QUANTISED:
+        scales = [poisoned((rows, 3, slots), torch.float32) for _ in range(2)]
+        options |= dict(zip(("key_scale", "value_scale"), scales, strict=True))
+    key, value = torch.randn(2, 2, 3, T, D)
+    in_order = poisoned((rows, 3, slots, D), cache_dtype)
+    together = restrided(pack(in_order), layout)
+    results = []
+    for key_cache in (in_order, together):
+        value_cache = poisoned((rows, 3, slots, D), cache_dtype)
+        copies = {name: x.clone() for name, x in options.items()}
+        mqa.kv_append(key_cache, value_cache, key, value, positions, **copies)
+        results.append([value_cache, *copies.values()])
+    assert same_bits(unpack(together), in_order)
+    assert all(same_bits(a, b) for a, b in zip(*results, strict=True))
+    assert same_bits(in_order, poisoned(in_order.shape, cache_dtype)) == (T == 0)
 
 
 @pytest.mark.parametrize("dtype", QUANTISED)

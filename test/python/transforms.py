@@ -54,6 +54,23 @@ def paged(case: Case, page_size: int) -> Case:
     return pool.but(block_table=table.int())
 
 
+def packed(case: Case) -> Case:
+    """Packed keys; a dense cache gets as many slots as sixteen divides."""
+    if "block_table" not in case:
+        case = with_capacity(case, -(-case["key"].size(2) // 16) * 16)
+    return case.but(key=pack(case["key"]))
+
+
+def pack(key: Tensor) -> Tensor:
+    """`[..., S, D]` to `[..., S / 16, D, 16]`."""
+    return key.unflatten(2, (key.size(2) // 16, 16)).transpose(3, 4).contiguous()
+
+
+def unpack(key: Tensor) -> Tensor:
+    """`[..., S / 16, D, 16]` to `[..., S, D]`."""
+    return key.transpose(3, 4).flatten(2, 3)
+
+
 def batch_rows(case: Case, rows: list[int]) -> Case:
     """Some sequences of the batch, in another order."""
     index = torch.tensor(rows, dtype=torch.long)

@@ -11,9 +11,10 @@ namespace {
 
 using Side = AppendParams::Side;
 
-// A thread's unit of work. For each head, a block's rows are read and written one after the other:
-// long runs are good for the cache's side, short ones for a source that holds a token's heads
-// together. 16 and 64 lose up to a tenth on the one or the other.
+// A thread's unit of work: so many slots from a multiple of them on, which splits no page or group
+// of packed keys that need not be. For each head, a block's rows are read and written one after the
+// other: long runs are good for the cache's side, short ones for a source that holds a token's
+// heads together. 16 and 64 lose up to a tenth on the one or the other.
 constexpr int64_t kBlockTokens = 32;
 
 // Below this many bytes read and written, waking other threads costs more than it gains.
@@ -25,7 +26,7 @@ class Appender {
       : p_(p),
         store_key_(row_store_of(p.key)),
         store_value_(row_store_of(p.value)),
-        blocks_((p.T + kBlockTokens - 1) / kBlockTokens) {}
+        blocks_((p.T + 2 * kBlockTokens - 2) / kBlockTokens) {}
 
   int64_t count() const { return p_.B * blocks_; }
 
@@ -33,8 +34,9 @@ class Appender {
 
   void append_blocks(int64_t begin, int64_t end) const {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t first = i % blocks_ * kBlockTokens;
-      append_tokens(i / blocks_, first, std::min(p_.T, first + kBlockTokens));
+      const int64_t batch = i / blocks_;
+      const int64_t first = i % blocks_ * kBlockTokens - p_.positions[batch] % kBlockTokens;
+      append_tokens(batch, std::max<int64_t>(first, 0), std::min(p_.T, first + kBlockTokens));
     }
   }
 
@@ -84,7 +86,7 @@ class Appender {
 
   const AppendParams& p_;
   StoreRows store_key_, store_value_;
-  int64_t blocks_;  // of each batch row
+  int64_t blocks_;  // of each batch row, at most
 };
 
 }  // namespace

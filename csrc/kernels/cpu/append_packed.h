@@ -7,9 +7,6 @@
 namespace mqa::kernels::cpu {
 namespace {
 
-// Elements of a key that are taken together.
-constexpr int64_t kPackedColumns = 64;
-
 // What registers transpose: single elements, or as many as 4 bytes hold.
 template <class Stored>
 using WordOf = std::conditional_t<sizeof(Stored) == 8, uint64_t, uint32_t>;
@@ -25,7 +22,7 @@ inline Vector<Stored> first_elements_first(Vector<WordOf<Stored>> words,
 
 // to[e][16] = rows[16][e] for as many e < width as whole blocks cover, and how many that are.
 template <class Stored>
-int64_t transpose_slots(const Stored* rows, int64_t width, Stored* to) {
+int64_t transpose_slots(const Stored* rows, int64_t stride, int64_t width, Stored* to) {
   using Word = WordOf<Stored>;
   constexpr int n = kLanes<Word>, m = sizeof(Word) / sizeof(Stored);
   constexpr std::make_integer_sequence<int, n * m> lanes;
@@ -34,7 +31,7 @@ int64_t transpose_slots(const Stored* rows, int64_t width, Stored* to) {
     for (int64_t e = 0; e < whole; e += n * m) {
       Vector<Word> x[n];
       for (int i = 0; i < n; ++i) {
-        std::memcpy(&x[i], rows + (slot + i) * kPackedColumns + e, sizeof x[i]);
+        std::memcpy(&x[i], rows + (slot + i) * stride + e, sizeof x[i]);
       }
       transpose(x);
       for (int i = 0; i < n; ++i) {
@@ -53,10 +50,10 @@ int64_t transpose_slots(const Stored* rows, int64_t width, Stored* to) {
 
 // to[e][r] = rows[r][e] for `count` slots, of 16, and e < width.
 template <class Stored>
-void store_slots(const Stored* rows, int64_t count, int64_t width, Stored* to) {
-  const int64_t done = count == kPackedSlots ? transpose_slots(rows, width, to) : 0;
+void store_slots(const Stored* rows, int64_t stride, int64_t count, int64_t width, Stored* to) {
+  const int64_t done = count == kPackedSlots ? transpose_slots(rows, stride, width, to) : 0;
   for (int64_t e = done; e < width; ++e) {
-    for (int64_t r = 0; r < count; ++r) to[e * kPackedSlots + r] = rows[r * kPackedColumns + e];
+    for (int64_t r = 0; r < count; ++r) to[e * kPackedSlots + r] = rows[r * stride + e];
   }
 }
 

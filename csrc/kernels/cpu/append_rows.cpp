@@ -112,24 +112,35 @@ void store_rows(const RowRun& run) {
   clear_upper_lanes();
 }
 
-// To packed keys: sixteen rows at a time, some columns of them after the other, become columns.
+// Rows [begin, end) to consecutive slots of a group of packed keys, by columns that L1 keeps.
+template <class From, class To>
+void append_slots(const Rows<From, To>& rows, int64_t begin, int64_t end,
+                  typename To::Storage* to) {
+  const int64_t width = rows.run.width, count = end - begin;
+  if constexpr (std::is_same_v<From, To>) {
+    store_slots(rows.source(begin), rows.run.source_stride, count, width, to);
+  } else {
+    constexpr int64_t kColumns = 64;
+    typename To::Storage block[kPackedSlots * kColumns];
+    for (int64_t column = 0; column < width; column += kColumns) {
+      const int64_t columns = std::min(kColumns, width - column);
+      for (int64_t r = 0; r < count; ++r) {
+        append_columns(rows, begin + r, column, column + columns, block + r * kColumns);
+      }
+      store_slots(block, kColumns, count, columns, to + column * kPackedSlots);
+    }
+  }
+}
+
 template <class From, class To>
 void store_packed_rows(const RowRun& run) {
-  using Stored = typename To::Storage;
   const Rows<From, To> rows{run};
-  Stored* group = static_cast<Stored*>(run.cache);
+  auto* group = static_cast<typename To::Storage*>(run.cache);
   int64_t slot = run.first_slot;
   for (int64_t first = 0, end; first < run.rows; first = end, slot = 0, group += run.cache_stride) {
     end = std::min(first + kPackedSlots - slot, run.rows);
     find_scales(rows, first, end);
-    for (int64_t column = 0; column < run.width; column += kPackedColumns) {
-      const int64_t columns_end = std::min(column + kPackedColumns, run.width);
-      alignas(64) Stored block[kPackedSlots * kPackedColumns];
-      for (int64_t r = first; r < end; ++r) {
-        append_columns(rows, r, column, columns_end, block + (r - first) * kPackedColumns);
-      }
-      store_slots(block, end - first, columns_end - column, group + column * kPackedSlots + slot);
-    }
+    append_slots(rows, first, end, group + slot);
   }
   clear_upper_lanes();
 }

@@ -145,8 +145,8 @@ struct MergeParams {
 class RangeBody {
  public:
   template <class Body>
-  requires(!std::is_same_v<Body, RangeBody>)
-      RangeBody(const Body& body)  // implicit, as a parameter wants it
+    requires(!std::is_same_v<Body, RangeBody>)
+  RangeBody(const Body& body)  // implicit, as a parameter wants it
       : body_(&body), call_([](const void* body, int64_t begin, int64_t end) {
           (*static_cast<const Body*>(body))(begin, end);
         }) {}

@@ -61,6 +61,11 @@ struct AttentionOptions {
 // are read in place as long as the last dimension is contiguous; otherwise that tensor is copied
 // once. Returns [B, H_q, T, D_v] in query's dtype, contiguous. A row that sees no key is zero.
 //
+// Packed keys, [B, H_kv, S / 16, D, 16] with the last two dimensions contiguous (in a pool
+// [num_pages, H_kv, page_size / 16, D, 16]), have sixteen slots side by side, as the CPU reads them
+// fastest for up to 8 rows G * T, G = H_q / H_kv. The result is the same. Elsewhere, and for
+// gradients, a copy in order is made.
+//
 // Differentiable in query, key, value, a float attn_mask and sinks, in memory that grows with T + S
 // (a mask's gradient has the mask's size). On CUDA up to a head_dim of 256. Second derivatives,
 // forward-mode derivatives, and those of slopes and scales raise.
@@ -92,7 +97,8 @@ struct AppendOptions {
 
 // Writes key [B, H_kv, T, D] and value [B, H_kv, T, D_v] into the caches, in place, at slots
 // positions[b] + [0, T) of each row b. positions [B]: int32 or int64, within the capacity. Rows are
-// converted to the caches' dtype, or quantised where it is int8 or float8_e4m3fn. Has no gradient.
+// converted to the caches' dtype, or quantised where it is int8 or float8_e4m3fn. On CPU key_cache
+// may be packed, see attention(). Has no gradient.
 MQA_API void kv_append(const at::Tensor& key_cache, const at::Tensor& value_cache,
                        const at::Tensor& key, const at::Tensor& value, const at::Tensor& positions,
                        const AppendOptions& options = {});

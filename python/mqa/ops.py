@@ -70,7 +70,9 @@ def attention(
     Args:
         query: [B, H_q, T, D], float32, float64, bfloat16 or float16.
         key: [B, H_kv, S, D], query's dtype, int8 or float8_e4m3fn. Any strides; read in place as
-            long as the last dimension is contiguous, otherwise copied once.
+            long as the last dimension is contiguous, otherwise copied once. Or packed,
+            [B, H_kv, S / 16, D, 16] (in a pool [num_pages, H_kv, page_size / 16, D, 16]): sixteen
+            slots side by side, as the CPU reads them fastest for up to 8 rows T * H_q / H_kv.
         value: [B, H_kv, S, D_v], key's dtype.
         attn_mask: broadcasts to [B, H_q, T, S]; bool (True attends), float32 or query's dtype
             (added to the scores, -inf hides).
@@ -153,7 +155,7 @@ def kv_append(
 
     Args:
         key_cache: [B, H_kv, S, D], or with ``block_table`` a pool [num_pages, H_kv, page_size, D];
-            a float dtype, int8 or float8_e4m3fn.
+            a float dtype, int8 or float8_e4m3fn. On CPU it may be packed, see :func:`attention`.
         value_cache: [B, H_kv, S, D_v] or its pool, key_cache's dtype.
         key: [B, H_kv, T, D], a float dtype; converted to the cache's.
         value: [B, H_kv, T, D_v], key's dtype.

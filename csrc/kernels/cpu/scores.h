@@ -201,30 +201,30 @@ inline Vector<Acc> base_of(Vector<Acc> max) {
   return max == kMinusInfinity<Acc> ? Vector<Acc>{} : max;
 }
 
-// The order of a row's sum of weights: four chains, over every fourth key, so that an addition need
-// not wait for the one before it.
-constexpr int kChains = 4;
+// The order of a row's sum of weights: sixteen chains, over every sixteenth key, whose sums are
+// added by halves.
+constexpr int kChains = 16;
 
-template <class V>
-inline auto sum_chains(const V& chains) {
-  return (chains[0] + chains[1]) + (chains[2] + chains[3]);
-}
-
-template <class Acc>
-struct ChainsOf {
-  typedef Acc type __attribute__((vector_size(kChains * sizeof(Acc))));
-};
-
-// The chains of a row whose consecutive keys, from j on, have these weights.
-template <class Acc, int... quarter>
-inline void add_to_chains(int64_t j, Vector<Acc> weights, typename ChainsOf<Acc>::type& chains,
-                          std::integer_sequence<int, quarter...>) {
-  [[maybe_unused]] constexpr std::make_integer_sequence<int, kChains> lanes;
-  ((chains += some_lanes<quarter * kChains>(weights, lanes)), ...);
-  for (int i = sizeof...(quarter) * kChains; i < kLanes<Acc>; ++i) {
-    chains[(j + i) % kChains] += weights[i];
+template <int n, class T>
+inline void add_halves(T (&x)[n]) {
+  for (int half = n / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) x[i] += x[i + half];
   }
 }
+
+template <class V>
+inline auto sum_lanes(V x) {
+  constexpr int half = sizeof(V) / sizeof(x[0]) / 2;
+  if constexpr (half == 1) {
+    return x[0] + x[1];
+  } else {
+    constexpr std::make_integer_sequence<int, half> lanes;
+    return sum_lanes(some_lanes<0>(x, lanes) + some_lanes<half>(x, lanes));
+  }
+}
+
+// Keys whose weights are stored together where the rows are in the lanes.
+constexpr int kStoredKeys = 4;
 
 // The largest of each row's scores, times `scale`, the weights 2^(scale * score - max) and their
 // sum. Calls store_weights(row, key, vectors) with the weights of four consecutive keys where the
@@ -235,10 +235,10 @@ inline void softmax(int64_t rows, KeyRange span, Acc scale, const Acc* scores, A
   if constexpr (Layout::kRowStride == 1) {
     for (int64_t r = 0; r < rows; r += kLanes<Acc>) {
       const Acc* row = scores + r;
-      Vector<Acc> maxima[kChains];
+      Vector<Acc> maxima[kStoredKeys];
       for (Vector<Acc>& m : maxima) m = broadcast(kMinusInfinity<Acc>);
-      for (int64_t j = span.begin; j < span.end; j += kChains) {
-        for (int k = 0; k < kChains; ++k) {
+      for (int64_t j = span.begin; j < span.end; j += kStoredKeys) {
+        for (int k = 0; k < kStoredKeys; ++k) {
           maxima[k] = maximum(load(row + (j + k) * kGroupRows), maxima[k]);
         }
       }
@@ -249,15 +249,19 @@ inline void softmax(int64_t rows, KeyRange span, Acc scale, const Acc* scores, A
       Vector<Acc> sums[kChains];
       for (Vector<Acc>& s : sums) s = Vector<Acc>{};
       for (int64_t j = span.begin; j < span.end; j += kChains) {
-        Vector<Acc> weights[kChains];
-        for (int k = 0; k < kChains; ++k) {
-          weights[k] = exp2_nonpositive<kExact>(
-              multiply_add(load(row + (j + k) * kGroupRows), broadcast(scale), minus_base));
-          sums[k] += weights[k];
+        for (int first = 0; first < kChains; first += kStoredKeys) {
+          Vector<Acc> weights[kStoredKeys];
+          for (int k = 0; k < kStoredKeys; ++k) {
+            const Acc* scores_of_key = row + (j + first + k) * kGroupRows;
+            weights[k] = exp2_nonpositive<kExact>(
+                multiply_add(load(scores_of_key), broadcast(scale), minus_base));
+            sums[first + k] += weights[k];
+          }
+          store_weights(r, j + first, weights);
         }
-        store_weights(r, j, weights);
       }
-      store(sum + r, sum_chains(sums));
+      add_halves(sums);
+      store(sum + r, sums[0]);
     }
   } else {
     for (int64_t r = 0; r < rows; ++r) {
@@ -268,15 +272,19 @@ inline void softmax(int64_t rows, KeyRange span, Acc scale, const Acc* scores, A
       }
       max[r] = max_lanes(largest) * scale;
       const Vector<Acc> minus_base = -base_of<Acc>(broadcast(max[r]));
-      typename ChainsOf<Acc>::type sums = {};
-      for (int64_t j = span.begin; j < span.end; j += kLanes<Acc>) {
-        const Vector<Acc> weights =
-            exp2_nonpositive<kExact>(multiply_add(load(row + j), broadcast(scale), minus_base));
-        add_to_chains<Acc>(j, weights, sums,
-                           std::make_integer_sequence<int, kLanes<Acc> / kChains>());
-        store_weights(r, j, &weights);
+      Vector<Acc> sums[kChains / kLanes<Acc>];
+      for (Vector<Acc>& s : sums) s = Vector<Acc>{};
+      for (int64_t j = span.begin; j < span.end; j += kChains) {
+        for (int v = 0; v < kChains / kLanes<Acc>; ++v) {
+          const int64_t key = j + v * kLanes<Acc>;
+          const Vector<Acc> weights =
+              exp2_nonpositive<kExact>(multiply_add(load(row + key), broadcast(scale), minus_base));
+          sums[v] += weights;
+          store_weights(r, key, &weights);
+        }
       }
-      sum[r] = sum_chains(sums);
+      add_halves(sums);
+      sum[r] = sum_lanes(sums[0]);
     }
   }
 }

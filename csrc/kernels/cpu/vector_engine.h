@@ -20,7 +20,7 @@ constexpr int64_t kFewRows = 8;
 // The weights of four consecutive keys in pairs of bfloat16, one vector for two keys, 16 rows
 // apart.
 inline void store_pairs(const Vector<float>* weights, void* to) {
-  for (int k = 0; k < kChains; k += 2) {
+  for (int k = 0; k < kStoredKeys; k += 2) {
     const Vector<uint32_t> pairs = bfloat16_pairs(weights[k], weights[k + 1]);
     std::memcpy(static_cast<float*>(to) + k / 2 * kGroupRows, &pairs, sizeof pairs);
   }
@@ -400,7 +400,7 @@ class VectorEngine {
     if constexpr (!kManyRows) {
       store_row_weights(weights + r * kChunkKeys, j, *w);
     } else if constexpr (kStep == 1) {
-      for (int k = 0; k < kChains; ++k) store(weights + (j + k) * kGroupRows + r, w[k]);
+      for (int k = 0; k < kStoredKeys; ++k) store(weights + (j + k) * kGroupRows + r, w[k]);
     } else {
       store_pairs(w, weights + j / kStep * kGroupRows + r);
     }

@@ -25,6 +25,8 @@ class Ahead {
   Ahead(const AttentionParams& p, const Work& work, const Work& next)
       : p_(p), works_{work, next}, pieces_(pieces()) {
     next_runs();
+    fetch_scales(p.key);
+    fetch_scales(p.value);
   }
 
   // gcc 12 takes a function that only prefetches for one without effect, unless it is inlined.
@@ -48,6 +50,22 @@ class Ahead {
   [[gnu::always_inline]] void fetch_line(int64_t i) const {
     constexpr int kToL1 = 3, kToL2 = 2;
     __builtin_prefetch(line_ + i * kLine, /*write=*/0, kLead < kWholeLead ? kToL1 : kToL2);
+  }
+
+  // Of the next piece of work, which wants them all when it begins.
+  [[gnu::always_inline]] void fetch_scales(const Cache& cache) const {
+    const Scales& scales = cache.scales;
+    if (scales.slot_stride == 0) return;  // none, or the same for all slots
+    constexpr int64_t kLineScales = kLine / sizeof(float);
+    const auto& [tile, keys] = works_[1];
+    for (int64_t key = keys.begin, count; key < keys.end; key += count) {
+      const SlotPlace place = place_of(p_.block_table, tile.batch, key);
+      count = run_of_slots(p_.block_table, place, keys.end - key);
+      const float* from = &scale_at(cache, place, tile.kv_head);
+      for (int64_t i = 0; i < count; i += kLineScales) {
+        __builtin_prefetch(from + i * scales.slot_stride);
+      }
+    }
   }
 
   [[gnu::noinline]] void fetch_from_runs(int64_t lines) {

@@ -4,6 +4,10 @@
 // compiler that they touch memory.
 #pragma once
 
+#if defined(MQA_EMULATED_AMX)
+#include "emulated_amx.h"  // of the tests
+#else
+
 #include <cstdint>
 
 namespace mqa::kernels::cpu {
@@ -48,3 +52,5 @@ inline void tile_multiply_add() {
 
 }  // namespace
 }  // namespace mqa::kernels::cpu
+
+#endif

@@ -17,11 +17,18 @@ namespace {
 constexpr Isa kAll[] = {Isa::kGeneric, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16, Isa::kAmx};
 
 #ifdef __x86_64__
-// Linux saves the tile registers only of processes that have asked for it.
-bool may_use_tiles() {
+#if defined(MQA_EMULATED_AMX)
+bool has_tiles() { return true; }
+#else
+bool has_tiles() {
+  unsigned a = 0, b = 0, c = 0, d = 0;  // gcc 12 knows no name for AMX
+  __get_cpuid_count(7, 0, &a, &b, &c, &d);
+  const bool has_amx_bf16 = (d >> 22 & 1) && (d >> 24 & 1);
+  // Linux saves the tile registers only of processes that have asked for it.
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
-  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return has_amx_bf16 && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
+#endif
 
 Isa machine_isa() {
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return Isa::kGeneric;
@@ -30,10 +37,7 @@ Isa machine_isa() {
     return Isa::kAvx2;
   }
   if (!__builtin_cpu_supports("avx512bf16")) return Isa::kAvx512;
-  unsigned a = 0, b = 0, c = 0, d = 0;  // gcc 12 knows no name for AMX
-  __get_cpuid_count(7, 0, &a, &b, &c, &d);
-  const bool has_amx_bf16 = (d >> 22 & 1) && (d >> 24 & 1);
-  return has_amx_bf16 && may_use_tiles() ? Isa::kAmx : Isa::kAvx512Bf16;
+  return has_tiles() ? Isa::kAmx : Isa::kAvx512Bf16;
 }
 #else
 Isa machine_isa() { return Isa::kGeneric; }

@@ -293,15 +293,11 @@ class VectorEngine {
         score_few<kRows, count, packed>(key);
       }
     };
-    constexpr std::integral_constant<int, kCount> together;
-    constexpr std::integral_constant<int, 1> alone;
-    if (p_.key.is_packed) {
-      score(together, std::true_type());
-      score(alone, std::true_type());
-    } else {
-      if (!contend) score(together, std::false_type());
-      score(alone, std::false_type());
-    }
+    const auto score_all = [&](auto packed) {
+      if (!contend) score(std::integral_constant<int, kCount>(), packed);
+      score(std::integral_constant<int, 1>(), packed);
+    };
+    p_.key.is_packed ? score_all(std::true_type()) : score_all(std::false_type());
   }
 
   template <int kRows, int kCount, bool kPacked>

@@ -35,7 +35,7 @@ class PackedKeys : public AttentionTest {
   }
 };
 
-TEST_P(PackedKeys, GiveTheBitsOfKeysInOrder) {
+TEST_P(PackedKeys, EqualKeysInOrder) {
   const Shape shapes[] = {
       {.S = 2100},  // split over keys
       {.B = 2, .G = 3, .S = 300, .D = 80, .D_v = 96},

@@ -25,7 +25,7 @@ from mqa.bench.floor_cuda import measure as measure_cuda_floor
 from mqa.bench.inputs import Inputs, NotEnoughMemoryError, make_inputs, num_caches
 from mqa.bench.measure import FloorGauge, Options, Result, difference, measure_case
 from mqa.bench.others import Others
-from mqa.bench.peers import CONTENDERS, OURS, OURS_UNQUANTISED, PEERS
+from mqa.bench.peers import CONTENDERS, OURS, OURS_PACKED, OURS_UNQUANTISED, PEERS
 from mqa.bench.peers.contender import Contender
 from mqa.bench.plots import series
 from mqa.bench.reading import Copier, Reader
@@ -385,10 +385,24 @@ def test_quantised_cache_is_compared_with_a_bfloat16_one(cache_dtype: str) -> No
     assert measured.moved_bandwidth > 0
 
 
+@pytest.mark.parametrize("cache_dtype", ["float32", "bfloat16", "int8"])
+def test_packed_keys_are_timed_where_a_decode_step_can_have_them(cache_dtype: str) -> None:
+    decode = replace(DECODE, cache_dtype=cache_dtype, context=48)
+    options = Options([OURS, OURS_PACKED], 0.001, 1)
+    for case, timed in [
+        (decode, {OURS, OURS_PACKED}),
+        (replace(decode, context=47), {OURS}),
+        (replace(decode, tokens=48), {OURS}),
+    ]:
+        measured = measure_case(case, MACHINE, Reader(1024), options, CPU)
+        assert {*measured.seconds} == timed
+        assert not measured.problems
+
+
 def test_means_and_minima() -> None:
     results = [
         result(DECODE, {OURS: 2.0, "SDPA": 4.0, "matmul+softmax": 1.0}),
-        result(DECODE, {OURS: 1.0, "SDPA": 8.0}, least=0.25),
+        result(DECODE, {OURS: 1.0, OURS_PACKED: 0.5, "SDPA": 8.0}, least=0.25),
         result(replace(DECODE, tokens=100), {OURS: 1.0, "vLLM": 3.0}),
         result(replace(DECODE, cache_dtype="int8"), {OURS: 1.0, OURS_UNQUANTISED: 1.5}),
     ]
@@ -398,7 +412,9 @@ def test_means_and_minima() -> None:
     assert decode.best_peer == pytest.approx((2.0, 0.5))  # (1 / 2 * 8 / 1) ** 0.5
     assert decode.sdpa == pytest.approx((4.0, 2.0))
     assert decode.floor == pytest.approx((math.sqrt(0.5 * 0.25), 0.25))
+    assert decode.packed == pytest.approx((16.0, 16.0))
     assert by_name["prefill"].best_peer == pytest.approx((3.0, 3.0))
+    assert by_name["prefill"].packed is None
     assert by_name["prefill"].sdpa is None
     assert by_name["decode, warm, int8"].best_peer == pytest.approx((1.5, 1.5))
 

@@ -41,7 +41,7 @@ struct Scales {
   int64_t row_stride = 0, head_stride = 0, slot_stride = 0;
 };
 
-// Of packed keys, that lie side by side.
+// That lie side by side where keys are packed.
 constexpr int64_t kPackedSlots = 16;
 
 // Keys or values: [B, H_kv, S, D], or with a block table a pool [num_pages, H_kv, page_size, D].

@@ -16,7 +16,7 @@ Tensor with_contiguous_rows(const Tensor& t) {
   return t.size(-1) <= 1 || t.stride(-1) == 1 ? t : t.contiguous();
 }
 
-// Packed keys as the device's kernels read them.
+// Keys as the device's kernels read them.
 Tensor readable_keys(const Tensor& key) {
   if (!is_packed(key)) return with_contiguous_rows(key);
   if (!key.is_cpu()) return unpacked(key);

@@ -28,11 +28,10 @@ inline int64_t run_of_slots(const BlockTable& table, SlotPlace place, int64_t co
   return table.pages ? std::min(count, table.page_size - place.slot) : count;
 }
 
-// Of a slot's first element.
+// Of a slot, of packed keys of its group.
 MQA_HOST_DEVICE inline int64_t row_offset(const Cache& cache, SlotPlace place, int64_t head) {
-  const int64_t row = place.row * cache.row_stride + head * cache.head_stride;
-  if (!cache.is_packed) return row + place.slot * cache.slot_stride;
-  return row + place.slot / kPackedSlots * cache.slot_stride + place.slot % kPackedSlots;
+  const int64_t index = cache.is_packed ? place.slot / kPackedSlots : place.slot;
+  return place.row * cache.row_stride + head * cache.head_stride + index * cache.slot_stride;
 }
 
 // Of a quantised cache.

@@ -108,7 +108,7 @@ class Decoder(nn.Module):
             raise ValueError(f"new_cache: expected dtype auto, int8 or float8_e4m3fn, got {dtype}")
         weight = self.embed_tokens.weight
         if self.attention_impl != "mqa" and (dtype != "auto" or packed_keys):
-            kind = "packed keys" if packed_keys else f"a cache of {dtype}"
+            kind = "a cache with packed keys" if packed_keys else f"a cache of {dtype}"
             raise ValueError(f"new_cache: {kind} needs attention_impl mqa, got torch")
         if packed_keys and weight.device.type != "cpu":
             raise ValueError(f"new_cache: packed keys need a model on cpu, got {weight.device}")

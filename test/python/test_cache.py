@@ -101,7 +101,9 @@ def test_packed_keys_lie_in_groups_of_16_slots() -> None:
 
 
 def test_packed_keys_need_our_attention_on_cpu() -> None:
-    with pytest.raises(ValueError, match="packed keys needs attention_impl mqa, got torch"):
+    with pytest.raises(
+        ValueError, match="a cache with packed keys needs attention_impl mqa, got torch"
+    ):
         tiny_decoder(attention_impl="torch").new_cache(1, 4, packed_keys=True)
     with pytest.raises(ValueError, match="packed keys need a model on cpu, got meta"):
         tiny_decoder().to("meta").new_cache(1, 4, packed_keys=True)

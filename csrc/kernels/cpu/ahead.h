@@ -106,12 +106,10 @@ class Ahead {
     const Cache& cache = is_value ? p_.value : p_.key;
     const int64_t together = cache.is_packed ? kPackedSlots : 1;  // slots that make up a row
     const int64_t size = size_of(cache.dtype), row = (is_value ? p_.D_v : p_.D) * together * size;
-    SlotPlace place = place_of(p_.block_table, tile.batch, keys.begin);
+    const SlotPlace place = place_of(p_.block_table, tile.batch, keys.begin);
     const int64_t slots = run_of_slots(p_.block_table, place, keys.end - keys.begin);
     keys.begin += slots;
-    const int64_t before = place.slot % together;
-    place.slot -= before;
-    const int64_t rows = (before + slots + together - 1) / together;
+    const int64_t rows = (place.slot % together + slots + together - 1) / together;
     stride_ = cache.slot_stride * size;
     runs_ = stride_ == row ? 1 : rows;
     run_bytes_ = stride_ == row ? rows * row : row;

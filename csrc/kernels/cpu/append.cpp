@@ -71,7 +71,7 @@ class Appender {
     const int64_t from = batch * side.source_batch_stride + head * side.source_head_stride +
                          token * side.source_token_stride;
     const int64_t first_slot = cache.is_packed ? place.slot % kPackedSlots : 0;
-    const int64_t to = row_offset(cache, place, head) - first_slot;
+    const int64_t to = row_offset(cache, place, head);
     store({.source = static_cast<const char*>(side.source) + from * size_of(side.source_dtype),
            .source_stride = side.source_token_stride,
            .cache = static_cast<char*>(cache.data) + to * size_of(cache.dtype),

@@ -47,20 +47,6 @@ int64_t query_size(const AttentionParams& p) {
   return (kTileRows + kGroupRows) * elements<Products>(p.D) * sizeof(typename Products::Element);
 }
 
-// [kGroupRows][width] to [width][kGroupRows].
-template <class Element>
-void transpose_rows(const Element* rows, int64_t width, Element* to) {
-  constexpr int n = kLanes<Element>;
-  for (int64_t r = 0; r < kGroupRows; r += n) {
-    for (int64_t e = 0; e < width; e += n) {
-      Vector<Element> block[n];
-      for (int i = 0; i < n; ++i) block[i] = load(rows + (r + i) * width + e);
-      transpose(block);
-      for (int i = 0; i < n; ++i) store(to + (e + i) * kGroupRows + r, block[i]);
-    }
-  }
-}
-
 // How many rows the packed queries of few rows hold.
 inline int64_t few_rows(const RowTile& tile) { return std::bit_ceil<uint64_t>(tile.rows); }
 
@@ -88,7 +74,7 @@ void pack_queries(const AttentionParams& p, const RowTile& tile, bool few, void*
       std::fill_n(row, width, Element{});
     }
     if (!few && r % kGroupRows == kGroupRows - 1) {
-      transpose_rows(group, width, packed + r / kGroupRows * kGroupRows * width);
+      transpose_rows(group, width, width, packed + r / kGroupRows * kGroupRows * width);
     }
   }
   for (int64_t e = 0; few && e < width; ++e) {
